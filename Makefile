@@ -1,0 +1,67 @@
+# One command each: the first run makes a virtual environment in .venv and installs into it; later runs start at once.
+#
+#   make train ARGS="--model gat"    another Python: PYTHON=python3.12    another place: VENV=/tmp/graphlossy
+#   pip options (an index, a proxy): PIP_FLAGS="..."                      other versions: CONSTRAINTS=/dev/null
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help train test lint bench gpu-check clean
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+PIP_FLAGS ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --no-input $(PIP_FLAGS) -c $(CONSTRAINTS)
+SETUP := pyproject.toml setup.py constraints.txt $(wildcard graphlossy/core/csrc/*)
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+train: $(VENV)/.installed ## train the default model on the embedded graph, plain and compressed side by side
+	$(BIN)/graphlossy train $(ARGS)
+
+test: $(VENV)/.installed-test ## run every test, the slow ones included
+	$(BIN)/pytest -m "slow or not slow" $(ARGS)
+
+lint: $(VENV)/.installed-test ## check style, formatting and the types of the public API
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-test ## measure again every figure in benchmarks/ (see benchmarks/README.md)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+gpu-check: $(VENV)/.installed-test ## on a machine with a GPU: kernel parity, then the GPU benchmarks
+	$(BIN)/python -m graphlossy
+	$(BIN)/pytest -m cuda $(ARGS)
+	$(BIN)/python -m benchmarks --device cuda
+
+clean: ## remove the environment, caches and build outputs (run folders stay)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f graphlossy/core/*.so
+
+$(VENV)/.created:
+	@command -v $(PYTHON) > /dev/null \
+	  || { echo "graphlossy: '$(PYTHON)' was not found; install Python 3.10 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "graphlossy: needs Python 3.10 or newer and '$(PYTHON)' is $$($(PYTHON) --version); name another: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null \
+	  || { echo "graphlossy: '$(PYTHON)' cannot make virtual environments; on Debian or Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# torch comes first and pinned: left to the resolver, another build of it would be downloaded.
+$(VENV)/.installed: $(VENV)/.created $(SETUP)
+	@echo "Installing graphlossy and torch into $(VENV) (about a gigabyte the first time)"
+	$(INSTALL) torch
+	$(INSTALL) --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) --quiet -e ".[test]"
+	@touch $@

@@ -1,0 +1,151 @@
+"""From the arrays a reader found to the ``Data`` object a trainer takes: one way for every format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from graphlossy.datasets._check import MASKS, check_data
+from graphlossy.datasets._errors import DatasetError
+from graphlossy.datasets._splits import DRAWN_SPLITS, TEST, TRAIN, VALIDATION, per_class_split, random_split
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+__all__ = ["METRICS", "Arrays", "assemble", "undirected"]
+
+METRICS = ("accuracy", "rocauc")
+
+
+@dataclass
+class Arrays:
+    """What a reader found, unchecked.
+
+    Attributes:
+        name: of the data set.
+        where: what messages call it: the name, or the file.
+        x: features [N, F], any real type.
+        edges: node numbers [2, E], any integer type; each undirected edge once or in both directions.
+        y: class numbers [N], or 0, 1 and NaN [N, T].
+        masks: training, validation and test masks, each [N] or [N, S]; None where the format has no splits.
+        split_rule: how splits are drawn where there are none: ``"random"`` or ``"per class"``.
+        num_classes: number of classes; None takes the largest label + 1.
+        metric: ``"accuracy"``, ``"rocauc"``, or None: rocauc for labels of several tasks, else accuracy.
+    """
+
+    name: str
+    where: str
+    x: np.ndarray
+    edges: np.ndarray
+    y: np.ndarray
+    masks: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    split_rule: str = "random"
+    num_classes: int | None = None
+    metric: str | None = None
+
+
+def assemble(arrays: Arrays, split: int | None, seed: int) -> Data:
+    """Checks the arrays and builds the ``Data`` of them, undirected and with the chosen split.
+
+    Raises:
+        DatasetError: as :func:`check_data`, or there is no split of that number.
+    """
+    from torch_geometric.data import Data
+
+    where = arrays.where
+    x = _numbers(arrays.x, "x", where, floating=True)
+    edges = _numbers(arrays.edges, "edge_index", where)
+    y = _numbers(arrays.y, "y", where, floating=arrays.y.ndim == 2)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = _numbers(y[:, 0], "y", where)
+    nodes = x.shape[0] if x.ndim else 0
+    masks = _choose(arrays, y, split, seed) if nodes and y.shape[:1] == x.shape[:1] else _blank(nodes)
+    metric = arrays.metric or ("rocauc" if y.ndim == 2 else "accuracy")
+    if metric not in METRICS:
+        raise DatasetError(f"{where}: metric is {metric!r}; it must be {' or '.join(map(repr, METRICS))}")
+    data = Data(x=torch.from_numpy(x), edge_index=torch.from_numpy(edges), y=torch.from_numpy(y))
+    for name, mask in zip(MASKS, masks, strict=True):
+        setattr(data, name, torch.from_numpy(np.ascontiguousarray(mask)))
+    if arrays.num_classes is not None:
+        data.num_classes = arrays.num_classes
+    check_data(data, where)
+    data.edge_index = torch.from_numpy(undirected(edges, nodes))
+    data.num_classes = arrays.num_classes or (y.shape[1] if y.ndim == 2 else int(y.max()) + 1)
+    data.name, data.metric = arrays.name, metric
+    return data
+
+
+def undirected(edges: np.ndarray, nodes: int) -> np.ndarray:
+    """Every edge in both directions, once, sorted by source and then target, self-loops left out.
+
+    An array that is already so is returned as it is, without a copy, so that a memory-mapped one stays on disk.
+
+    Args:
+        edges: node numbers [2, E] int64, all in range.
+        nodes: number of nodes N.
+
+    Returns:
+        int64 array [2, E'].
+
+    Example:
+        >>> undirected(np.array([[0, 0, 1, 2], [1, 1, 0, 2]]), 3).tolist()
+        [[0, 1], [1, 0]]
+    """
+    source, target = edges
+    key = source * nodes + target
+    if (np.diff(key) > 0).all() and not (source == target).any() and (np.sort(target * nodes + source) == key).all():
+        return edges
+    proper = source != target
+    key = np.unique(np.concatenate([key[proper], (target * nodes + source)[proper]]))
+    return np.stack([key // nodes, key % nodes])
+
+
+def _choose(arrays: Arrays, y: np.ndarray, split: int | None, seed: int) -> list[np.ndarray]:
+    if arrays.masks is not None:
+        return [_column(mask, split, arrays.where) for mask in arrays.masks]
+    if split is not None and split >= DRAWN_SPLITS:
+        raise _no_split(arrays.where, split, DRAWN_SPLITS)
+    numbers = range(DRAWN_SPLITS) if split is None else [split]
+    if arrays.split_rule == "per class":
+        parts = [per_class_split(y, seed, number) for number in numbers]
+    else:
+        parts = [random_split(len(arrays.x), seed, number) for number in numbers]
+    part = np.stack(parts, axis=1) if split is None else parts[0]
+    return [part == value for value in (TRAIN, VALIDATION, TEST)]
+
+
+def _column(mask: np.ndarray, split: int | None, where: str) -> np.ndarray:
+    if mask.dtype != np.bool_:
+        raise DatasetError(f"{where}: a mask is an array of {mask.dtype}; masks must be of type bool")
+    mask = mask[:, None] if mask.ndim == 1 else mask
+    if split is None or mask.ndim != 2:  # the checks refuse a mask of another shape
+        return mask
+    if split >= mask.shape[1]:
+        raise _no_split(where, split, mask.shape[1])
+    return mask[:, split]
+
+
+def _no_split(where: str, split: int, count: int) -> DatasetError:
+    allowed = f"its {count} splits are 0 to {count - 1}" if count > 1 else "it has one split, 0"
+    return DatasetError(f"{where}: there is no split {split}; {allowed}")
+
+
+def _blank(nodes: int) -> list[np.ndarray]:
+    """Masks for data that the checks refuse before they look at a mask."""
+    return [np.zeros(nodes, np.bool_) for _ in MASKS]
+
+
+def _numbers(value: Any, name: str, where: str, floating: bool = False) -> np.ndarray:
+    """The array as float32 or int64, without a copy where it is of that type already."""
+    array = np.asarray(value)
+    if array.dtype.kind not in ("fiub" if floating else "iub"):
+        integral = array.dtype.kind == "f" and not floating
+        if not integral or not (np.isfinite(array).all() and (array == np.trunc(array)).all()):
+            kind = "numbers" if floating else "whole numbers"
+            raise DatasetError(f"{where}: {name} is an array of {array.dtype}; it must hold {kind}")
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is found and named by the checks
+        array = array.astype(np.float32 if floating else np.int64, copy=False)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)

@@ -1,0 +1,244 @@
+"""The forms in which a saved tensor is kept, and the way back.
+
+A :class:`Stored` is what a pack hook returns and an unpack hook is given: a view (shape and strides) of a shared
+payload, so that one payload serves a tensor that is saved several times, reshaped or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graphlossy.core import PackedMask, QuantizedTensor, pack_mask, quantize, unpack_mask
+
+__all__ = [
+    "Kept",
+    "LowBit",
+    "Narrowed",
+    "Payload",
+    "Regathered",
+    "Stored",
+    "TwoValued",
+    "Unneeded",
+    "ZerosKept",
+    "dense_order",
+    "squeeze_expanded",
+]
+
+GROUP_SIZE = 256
+
+
+class Kept:
+    """The tensor itself, exact. As autograd does, notices when it was changed in place before the backward pass."""
+
+    __slots__ = ("__weakref__", "tensor", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        # Without detach, an operation that saves its own output would own itself: output -> node -> output.
+        self.tensor = tensor if tensor.grad_fn is None else tensor.detach()
+        self.version = tensor._version
+
+    nbytes = 0
+
+    def unpack(self) -> Tensor:
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"a saved tensor of shape {tuple(self.tensor.shape)} is at version {self.tensor._version}, expected "
+                f"version {self.version}"
+            )
+        return self.tensor
+
+
+class LowBit:
+    """Flat groups of ``GROUP_SIZE`` elements in low-bit form.
+
+    Offsets that are all zero, as after a ReLU, are not kept.
+    """
+
+    __slots__ = ("__weakref__", "_quantized", "_zero_offset")
+
+    def __init__(self, flat: Tensor, bits: int, seed: int) -> None:
+        self._set(flat, bits, seed)
+
+    def _set(self, flat: Tensor, bits: int, seed: int) -> None:
+        quantized = quantize(flat, bits, group_size=GROUP_SIZE, dim=-1, seed=seed)
+        # The question costs a wait for the device; where that is a GPU it is not worth the 0.06 bits an element.
+        self._zero_offset = quantized.device.type == "cpu" and not bool(quantized.offset.any())
+        if self._zero_offset:
+            quantized.offset = quantized.offset[:, :0]
+        self._quantized = quantized
+
+    @property
+    def nbytes(self) -> int:
+        return self._quantized.nbytes
+
+    @property
+    def scale(self) -> Tensor:
+        """Step of each group."""
+        return self._quantized.scale
+
+    @property
+    def bits(self) -> int:
+        return self._quantized.bits
+
+    @property
+    def numel(self) -> int:
+        return self._quantized.numel()
+
+    def unpack(self) -> Tensor:
+        if not self._zero_offset:
+            return self._quantized.dequantize()
+        q = self._quantized
+        whole = (q.packed, q.scale, torch.zeros_like(q.scale), q.bits, q.group_size, q.shape, q.dtype, q.dim, q.order)
+        return QuantizedTensor(*whole).dequantize()
+
+    def requantize(self, bits: int, seed: int) -> None:
+        """Lowers the width in place (the first pass of a byte budget)."""
+        self._set(self.unpack(), bits, seed)
+
+
+class ZerosKept(LowBit):
+    """Low-bit form of a tensor without negative elements that also keeps, in one exact bit, which elements are zero.
+
+    For a tensor that looks like a ReLU's output and is saved for an unknown purpose: its backward may ask ``x > 0``.
+    """
+
+    __slots__ = ("_positive",)
+
+    def __init__(self, flat: Tensor, bits: int, seed: int) -> None:
+        super().__init__(flat, bits, seed)
+        self._positive = pack_mask(flat > 0)
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self._positive.nbytes
+
+    def unpack(self) -> Tensor:
+        values = super().unpack()
+        values.clamp_min_(torch.finfo(values.dtype).tiny)
+        return values.mul_(unpack_mask(self._positive))
+
+    @staticmethod
+    def fits(flat: Tensor) -> bool:
+        return bool(flat.min() >= 0) and bool((flat == 0).any())
+
+
+class TwoValued:
+    """One exact bit an element, given back as one of two values."""
+
+    __slots__ = ("__weakref__", "dtype", "high", "low", "mask")
+
+    def __init__(self, is_high: Tensor, low: float, high: float, dtype: torch.dtype) -> None:
+        self.mask: PackedMask = pack_mask(is_high)
+        self.low, self.high, self.dtype = low, high, dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.mask.nbytes
+
+    def unpack(self) -> Tensor:
+        bits = unpack_mask(self.mask)
+        if self.dtype == torch.bool:
+            return bits
+        out = bits.to(self.dtype)
+        if self.high - self.low != 1.0:
+            out.mul_(self.high - self.low)
+        return out.add_(self.low) if self.low else out
+
+
+class Narrowed:
+    """64-bit indices kept as 32-bit ones: lossless."""
+
+    __slots__ = ("__weakref__", "index")
+
+    def __init__(self, narrow: Tensor) -> None:
+        self.index = narrow
+
+    @property
+    def nbytes(self) -> int:
+        return self.index.numel() * self.index.element_size()
+
+    def unpack(self) -> Tensor:
+        return self.index.to(torch.int64)
+
+
+class Unneeded:
+    """A tensor that torch saves although its backward formula, with these arguments, only looks at the shape."""
+
+    __slots__ = ("__weakref__", "_like")
+    nbytes = 0
+
+    def __init__(self, t: Tensor) -> None:
+        self._like = t.new_zeros(())
+
+    def unpack(self) -> Tensor:
+        return self._like
+
+
+class Regathered:
+    """Rows of another stored tensor: gathered again when they are asked for."""
+
+    __slots__ = ("__weakref__", "_index", "_rows")
+    nbytes = 0
+
+    def __init__(self, rows: Stored, index: Stored | Tensor) -> None:
+        self._rows, self._index = rows, index
+
+    def unpack(self) -> Tensor:
+        index = self._index.unpack() if isinstance(self._index, Stored) else self._index
+        return self._rows.unpack().index_select(0, index).view(-1)
+
+
+Payload = Kept | LowBit | TwoValued | Narrowed | Regathered | Unneeded
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A payload and how the saved tensor lies over it.
+
+    Attributes:
+        payload: the stored content.
+        order: the dimensions from the outermost to the innermost in memory; None for a :class:`Kept` payload.
+        shape: the shape without the expanded dimensions.
+        expanded: the full shape, where some dimensions have stride 0.
+    """
+
+    payload: Payload
+    order: tuple[int, ...] | None
+    shape: tuple[int, ...]
+    expanded: tuple[int, ...]
+
+    def unpack(self) -> Tensor:
+        out = self.payload.unpack()
+        if self.order is None:
+            return out
+        if isinstance(self.payload, Unneeded):
+            return out.expand(self.expanded)
+        out = out.view([self.shape[d] for d in self.order])
+        if any(d != i for i, d in enumerate(self.order)):
+            inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+            out = out.permute(inverse)
+        return out if self.shape == self.expanded else out.expand(self.expanded)
+
+
+def squeeze_expanded(t: Tensor) -> Tensor:
+    """``t`` with every expanded dimension (stride 0) cut to length 1: the elements that really exist."""
+    for dim, (size, stride) in enumerate(zip(t.shape, t.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            t = t.narrow(dim, 0, 1)
+    return t
+
+
+def dense_order(t: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The elements of ``t`` as one flat tensor, in memory order where that needs no copy, and the dimensions' order."""
+    if t.is_contiguous():
+        return t.reshape(-1), tuple(range(t.dim()))
+    strides = t.stride()
+    order = tuple(sorted(range(t.dim()), key=lambda d: (-strides[d], d)))
+    permuted = t.permute(order)
+    if permuted.is_contiguous():
+        return permuted.reshape(-1), order
+    return t.reshape(-1), tuple(range(t.dim()))

@@ -1,0 +1,348 @@
+"""One forward pass under compression: what each operation saves is stored by the rule of that operation.
+
+Two public mechanisms of torch work together. A ``TorchFunctionMode`` sees every torch call, functional ones included,
+and so knows which operation is running; saved-tensor hooks are handed what that operation keeps for its backward pass
+and store it as the operation's rule says. The operations and their backward formulas stay torch's own.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+
+from graphlossy._compress._bits import BitPolicy
+from graphlossy._compress._codecs import (
+    Kept,
+    LowBit,
+    Narrowed,
+    Payload,
+    Regathered,
+    Stored,
+    TwoValued,
+    Unneeded,
+    ZerosKept,
+    dense_order,
+    squeeze_expanded,
+)
+from graphlossy._compress._modules import ModuleStack
+from graphlossy._compress._rules import COMPILED, FUNCTION, Rule, op_name, rule_for
+from graphlossy.core import narrow_index
+from graphlossy.core.ledger import Ledger, Record
+
+__all__ = ["Session"]
+
+# Below this many elements a tensor is kept as it is: the fixed cost of storing it otherwise is not worth it.
+MIN_ELEMENTS = 4096
+# Rows shorter than this are scalars attached to a node or an edge (norms, attention coefficients, edge weights): small
+# beside the features, and an error in one of them multiplies a whole row.
+MIN_CHANNELS = 16
+
+_VIEWS_OF_PARAMETERS = frozenset(
+    f"{name}Backward0"
+    for name in "ToCopy T Transpose Permute View ReshapeAlias UnsafeView Expand Select Slice Split Clone".split()
+)
+
+
+class Frame(NamedTuple):
+    """The torch call that is running."""
+
+    name: str
+    rule: Rule
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+_OUTSIDE = Frame("function", FUNCTION, (), {})
+_COMPILED = Frame("compiled", COMPILED, (), {})
+
+
+class _Gathered(NamedTuple):
+    """``out = source.index_select(0, index)``."""
+
+    storage: StorageWeakRef
+    version: int
+    source: weakref.ref[Tensor]
+    source_version: int
+    index: Tensor
+
+
+class Session(TorchFunctionMode):
+    """Enters the mode and the hooks for one forward pass, and fills ``ledger``.
+
+    Args:
+        policy: chooses the width of each tensor; ``None`` counts only and stores everything as it is.
+        ledger: receives one record per saved tensor.
+        modules: knows which module's forward is running.
+        seed: start of the counter-based rounding noise.
+    """
+
+    def __init__(self, policy: BitPolicy | None, ledger: Ledger, modules: ModuleStack, seed: int) -> None:
+        super().__init__()
+        self.policy, self.ledger, self.modules = policy, ledger, modules
+        self._seed = seed
+        self._count = 0
+        self._frame = _OUTSIDE
+        self._entered = self._paused = False
+        self._made_here: dict[int, StorageWeakRef] = {}
+        self._gathers: dict[int, _Gathered] = {}
+        self._counted: dict[int, StorageWeakRef] = {}
+        self._payloads: dict[tuple[Any, ...], tuple[Any, StorageWeakRef]] = {}
+        modules.hooks_in_force, modules.pause, modules.resume = (
+            self._hooks_in_force, self.enter_compiled, self.leave_compiled)  # fmt: skip
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+
+    # -- the mode ---------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Session:
+        if self.policy is not None:
+            self.policy.begin(self.ledger)
+        self._hooks.__enter__()
+        self._entered = True
+        if not self._paused:
+            super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if not self._paused:
+            super().__exit__(*exc)
+        self._hooks.__exit__(*exc)
+        # The tables only serve while tensors are being saved; the stored tensors belong to the graph now.
+        self._made_here.clear()
+        self._gathers.clear()
+        self._counted.clear()
+        self._payloads.clear()
+        if self.policy is not None and exc[0] is None:
+            self.policy.end()
+
+    def enter_compiled(self) -> None:
+        """Compiled code comes next: the mode steps aside (the compiler would trace it), the hooks stay."""
+        if self._entered:
+            super().__exit__(None, None, None)
+        self._paused = True
+        self._frame = _COMPILED
+
+    def leave_compiled(self) -> None:
+        """Compiled code is over."""
+        self._paused = False
+        self._frame = _OUTSIDE
+        super().__enter__()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = op_name(func)
+        if name == "get":  # attributes such as .shape
+            return func(*args, **kwargs)
+        outer = self._frame
+        self._frame = Frame(name, rule_for(name, args), args, kwargs)
+        try:
+            if self.policy is not None:
+                replaced = self.modules.replace(name, func, args, kwargs)
+                out = func(*args, **kwargs) if replaced is None else replaced
+            else:
+                out = func(*args, **kwargs)
+            if self.policy is not None:
+                self.policy.watch(out)
+        finally:
+            self._frame = outer
+        if isinstance(out, Tensor):
+            self._note_made(out, args)
+            if name == "index_select":
+                self._note_gathered(out, args)
+        elif isinstance(out, (tuple, list)):
+            for item in out:
+                if isinstance(item, Tensor):
+                    self._note_made(item, args)
+        return out
+
+    def _note_made(self, out: Tensor, args: tuple[Any, ...]) -> None:
+        """Remembers that ``out`` was made in this pass: if it needs no gradient, only that tells it from an input."""
+        if out.grad_fn is None and out.layout == torch.strided and not out._is_view():
+            if not any(out is a for a in args[:2]):
+                storage = out.untyped_storage()
+                self._made_here[storage.data_ptr()] = StorageWeakRef(storage)
+
+    def _note_gathered(self, out: Tensor, args: tuple[Any, ...]) -> None:
+        """Remembers rows gathered from a smaller tensor: PyG's messages x_j, which can be gathered again."""
+        if len(args) == 3 and args[1] in (0, -args[0].dim()) and out.numel() > args[0].numel() and out.is_contiguous():
+            storage = out.untyped_storage()
+            gathered = _Gathered(StorageWeakRef(storage), out._version, weakref.ref(args[0]), args[0]._version, args[2])
+            self._gathers[storage.data_ptr()] = gathered
+
+    # -- the hooks --------------------------------------------------------------------------------------------------
+
+    def _pack(self, t: Tensor) -> Any:
+        frame = self._frame
+        with torch._C.DisableTorchFunction():
+            if t.layout != torch.strided or t.numel() == 0 or _lives_anyway(t):
+                return t
+            if frame.name == "sparse_mm" and t.dim() == 1:  # the cached graph's own arrays
+                return t
+            if frame is _COMPILED:
+                if t.grad_fn is not None and t.grad_fn.name() != "CompiledFunctionBackward":
+                    return t  # handed in: the activation before the compiled part
+            elif t.grad_fn is None and self._is_input(t, frame):
+                return t
+            small = squeeze_expanded(t) if 0 in t.stride() else t
+            if self.policy is None:
+                return self._keep(t, small, frame)
+            return self._store(t, small, frame, self.policy)
+
+    def _hooks_in_force(self) -> bool:
+        """Whether tensors saved now reach us. Inside a checkpointed region, or under ``save_on_cpu``, they do not."""
+        top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+        if top_hooks is None:  # a torch that does not tell
+            return True
+        top = top_hooks(False)
+        return top is not None and top[0] == self._pack
+
+    def _is_input(self, t: Tensor, frame: Frame) -> bool:
+        """Whether ``t``, which needs no gradient, was handed in from outside (and so lives whatever we do)."""
+        storage = t.untyped_storage()
+        made = self._made_here.get(storage.data_ptr())
+        if made is not None and not made.expired():
+            return False
+        return (
+            any(
+                isinstance(a, Tensor)
+                and a.layout == torch.strided
+                and a.untyped_storage().data_ptr() == storage.data_ptr()
+                for a in (*frame.args, *frame.kwargs.values())
+            )
+            or frame is _OUTSIDE
+        )
+
+    def _store(self, t: Tensor, small: Tensor, frame: Frame, policy: BitPolicy) -> Stored:
+        """Stores ``t`` by the rule of the operation that saves it; ``small`` is ``t`` without expanded dimensions."""
+        rule, share = frame.rule, partial(self._share, t, small, frame)
+        if small.numel() < MIN_ELEMENTS:
+            return self._keep(t, small, frame)
+        if t.dtype == torch.bool:
+            return share("mask", 1, "exact", lambda flat: TwoValued(flat, 0.0, 1.0, torch.bool))
+        if t.dtype == torch.int64 and narrow_index(small).dtype == torch.int32:
+            return share("narrowed", 32, "exact", lambda flat: Narrowed(narrow_index(flat)))
+        # What compiled code both returns and saves may be a log-softmax.
+        returned = frame is _COMPILED and t.grad_fn is not None
+        if not t.is_floating_point() or rule.kind == "exact" or returned:
+            return self._keep(t, small, frame)
+        if rule.values is not None and rule.high is not None:
+            high, (low_value, high_value) = rule.high, rule.values(frame.args, frame.kwargs, t)
+            return share("mask", 1, "exact",
+                         lambda flat: TwoValued(high(flat, frame.args, frame.kwargs), low_value, high_value, t.dtype),
+                         (frame.name, low_value, high_value))  # fmt: skip
+        if frame.name == "sparse_mm" and not frame.args[0].requires_grad:
+            # torch.sparse.mm(A, x, "mean") saves x, which only the gradient of A's values would need.
+            return share("unneeded", 0, "exact", lambda flat: Unneeded(t))
+        if not _worth_rounding(small, frame):
+            return self._keep(t, small, frame)
+        again = self._gather_again(t, small, frame, policy)
+        if again is not None:
+            return again
+        bits = policy.bits(self.modules.name, frame.name, rule.min_bits)
+        unknown = frame is _OUTSIDE or frame is _COMPILED
+        form = ZerosKept if unknown and ZerosKept.fits(small) else LowBit
+        return share("quantized", bits, rule.gradient, lambda flat: form(flat, bits, self._next_seed()), (form,))
+
+    def _gather_again(self, t: Tensor, small: Tensor, frame: Frame, policy: BitPolicy) -> Stored | None:
+        """Stores the smaller tensor that the rows of ``t`` were gathered from, and the index, if ``t`` is such a one."""
+        made = self._gathers.get(t.untyped_storage().data_ptr())
+        source = made.source() if made is not None and not made.storage.expired() else None
+        if made is None or source is None or small.data_ptr() != t.data_ptr() or t._version != made.version:
+            return None
+        if source._version != made.source_version or not small.is_contiguous() or _lives_anyway(source):
+            return None
+        plain = self._plain_bytes(t)
+        rows = self._store(source, source, frame, policy)
+        payload = Regathered(rows, self._pack(made.index))
+        bits = rows.payload.bits if isinstance(rows.payload, LowBit) else 8.0 * t.element_size()
+        self._enter(t, frame, plain, 0, bits, frame.rule.gradient, "gathered", None)
+        return Stored(payload, tuple(range(small.dim())), tuple(small.shape), tuple(t.shape))
+
+    def _keep(self, t: Tensor, small: Tensor, frame: Frame) -> Stored:
+        stored = Stored(Kept(t), None, tuple(small.shape), tuple(t.shape))
+        plain = self._plain_bytes(t)
+        bits = 8.0 * t.element_size()
+        self._enter(t, frame, plain, plain, bits, "exact", "exact" if plain else "shared", stored.payload)
+        return stored
+
+    def _share(self, t: Tensor, small: Tensor, frame: Frame, how: str, bits: float, gradient: str,
+               make: Callable[[Tensor], Payload], form: tuple[Any, ...] = ()) -> Stored:  # fmt: skip
+        """Stores ``t`` as ``make`` says, unless the same content is stored in the same form already."""
+        flat, order = dense_order(small)
+        # Views of one dense block share it whatever their shape; the version tells an in-place change.
+        layout = None if flat.data_ptr() == small.data_ptr() else (tuple(small.shape), tuple(small.stride()))
+        key = (how, *form, small.data_ptr(), small.numel(), layout, small.dtype, small._version)
+        plain = self._plain_bytes(t)
+        known, storage = self._payloads.get(key, (None, None))
+        # The address may belong to another tensor by now.
+        payload = known() if known is not None and storage is not None and not storage.expired() else None
+        if isinstance(payload, LowBit) and payload.bits < frame.rule.min_bits:
+            payload = None
+        if payload is None:
+            payload = make(flat)
+            self._payloads[key] = (weakref.ref(payload), StorageWeakRef(small.untyped_storage()))
+            self._enter(t, frame, plain, payload.nbytes, bits, gradient, how, payload)
+        else:
+            self._enter(t, frame, plain, 0, bits, gradient, "shared", None)
+        return Stored(payload, order, tuple(small.shape), tuple(t.shape))
+
+    def _next_seed(self) -> int:
+        self._count += 1
+        # Weyl sequence: distinct 63-bit seeds; the kernel hashes them.
+        return (self._seed + self._count * 0x9E3779B97F4A7C15) & 0x7FFF_FFFF_FFFF_FFFF
+
+    def _plain_bytes(self, t: Tensor) -> int:
+        """Bytes that plain autograd keeps alive for ``t``: its storage, counted once."""
+        storage = t.untyped_storage()
+        seen = self._counted.get(storage.data_ptr())
+        if seen is not None and not seen.expired():
+            return 0
+        self._counted[storage.data_ptr()] = StorageWeakRef(storage)
+        return storage.nbytes()
+
+    def _enter(self, t: Tensor, frame: Frame, plain: int, saved: int, bits: float, gradient: str, how: str,
+               owner: object) -> None:  # fmt: skip
+        dtype = str(t.dtype).removeprefix("torch.")
+        record = Record(self.modules.name, frame.name, tuple(t.shape), dtype, plain, saved, bits, gradient, how)
+        entry = self.ledger.add(record, owner)
+        if self.policy is not None and owner is not None:
+            self.policy.stored(owner, entry, frame.rule.min_bits, self._next_seed)
+
+
+def _unpack(stored: Any) -> Tensor:
+    return stored.unpack() if isinstance(stored, Stored) else stored
+
+
+def _worth_rounding(small: Tensor, frame: Frame) -> bool:
+    if small.dim() < 2 or small.numel() < MIN_CHANNELS * small.shape[0]:
+        return False
+    rule = frame.rule
+    if rule.rounds is not None and not rule.rounds(small, frame.args):
+        return False
+    return not any(
+        i < len(frame.args) and isinstance(frame.args[i], Tensor) and frame.args[i].data_ptr() == small.data_ptr()
+        for i in rule.exact_args
+    )
+
+
+def _lives_anyway(t: Tensor) -> bool:
+    """Whether ``t`` is a parameter (or another leaf that gathers a gradient), or a cast or a view of one."""
+    base = t._base if t._is_view() and t._base is not None else t
+    if base.is_leaf:
+        return base.requires_grad
+    node = base.grad_fn
+    for _ in range(4):
+        if node is None or node.name() not in _VIEWS_OF_PARAMETERS:
+            return False
+        (node, _), *rest = node.next_functions
+        if rest:
+            return False
+        if node is not None and node.name().endswith("AccumulateGrad"):
+            return True
+    return False

@@ -1,0 +1,18 @@
+"""The command line, ``graphlossy``: one file per command, loaded when it is called.
+
+To add a command, write ``graphlossy/cli/<name>.py`` with a click command called ``command`` and add its line to
+``COMMANDS``.
+"""
+
+from __future__ import annotations
+
+from graphlossy.cli._group import LazyGroup
+
+__all__ = ["COMMANDS", "main"]
+
+# Name of the command (and of its file, "-" written "_"): what `graphlossy --help` says of it.
+COMMANDS = {
+    "train": "Train a graph network, float32 and compressed side by side, and report what it saved.",
+}
+
+main = LazyGroup(COMMANDS)

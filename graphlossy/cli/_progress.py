@@ -1,0 +1,70 @@
+"""Progress bars of a training experiment, one per scheme."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from graphlossy.train import Experiment, Observer, Task, format_size
+
+__all__ = ["ProgressBars"]
+
+
+class ProgressBars(Observer):
+    """Draws one bar per scheme on ``console`` while it is entered.
+
+    Args:
+        console: where to draw; nothing is animated when it is no terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[news]}"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+        )
+
+    def __enter__(self) -> ProgressBars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def started(self, experiment: Experiment, task: Task) -> None:
+        """Says what is trained and draws the bars, moved on to where a resumed experiment stands."""
+        config, size = experiment.config, task.describe()
+        self.console.print(
+            f"[bold]{size['name']}[/]: {size['nodes']:,} nodes, {size['edges']:,} edges, "
+            f"{size['features']:,} features\n"
+            f"[bold]{config.model}[/]: {config.layers} layers of {config.hidden}, {config.seeds} seeds of "
+            f"{config.epochs} epochs, on {experiment.device} with {config.threads} threads",
+            highlight=False,
+        )
+        self.console.print(f"run folder: {experiment.folder.path}", highlight=False, soft_wrap=True)
+        for scheme in config.comparison():
+            done = sum(result["epochs"] for result in experiment.results if result["run"] == scheme.label)
+            done += sum(run.epoch for run in experiment.active if run.scheme == scheme)
+            total = config.epochs * config.seeds
+            self._bars[scheme.label] = self._progress.add_task(scheme.label, total=total, completed=done, news="")
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """Moves the bar of the run by one epoch."""
+        bar = self._bars[line["run"]]
+        if "loss" not in line:
+            self._progress.update(bar, news=f"seed {line['seed']}: {line['status']}")
+            return
+        news = f"seed {line['seed']}  valid {100 * line['valid']:.1f}  saved {format_size(line['saved_bytes'])}"
+        self._progress.update(bar, advance=1, news=news)
+
+    def stopping(self) -> None:
+        """Says that the running epoch is finished first."""
+        self.console.print("stopping after this epoch (press Ctrl-C again to stop at once) ...")

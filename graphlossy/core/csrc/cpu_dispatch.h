@@ -1,0 +1,113 @@
+// Run-time choice of the instruction set: every hot loop is an always-inlined template, compiled once more inside a
+// wrapper for each x86-64 level. (GCC's target_clones cannot ask for 512-bit vectors, which read memory at full speed.)
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#define LOSSY_INLINE inline __attribute__((always_inline))
+#define LOSSY_NOINLINE __attribute__((noinline))
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <xmmintrin.h>
+#define LOSSY_LEVELS 3
+#define LOSSY_V3 __attribute__((noinline, target("arch=x86-64-v3")))
+#if defined(__clang__)
+#define LOSSY_V4 __attribute__((noinline, target("arch=x86-64-v4")))
+#else
+#define LOSSY_V4 __attribute__((noinline, target("arch=x86-64-v4,prefer-vector-width=512")))
+#endif
+#else
+#define LOSSY_LEVELS 1
+#endif
+
+namespace lossy {
+
+// Highest level that this processor runs: 0 baseline, 1 x86-64-v3 (AVX2), 2 x86-64-v4 (AVX-512).
+inline int supported_level() {
+#if LOSSY_LEVELS == 3
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                  __builtin_cpu_supports("bmi2");
+  const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  return v3 ? (v4 ? 2 : 1) : 0;
+#else
+  return 0;
+#endif
+}
+// Level in use: a request of -1 is the highest one.
+inline int level_of(int requested) {
+  static const int highest = supported_level();
+  return requested < 0 || requested > highest ? highest : requested;
+}
+
+// Denormal numbers are kept whatever the calling thread asked for (torch.set_flush_denormal), so that the result does
+// not depend on which thread computes it.
+class KeepDenormals {
+ public:
+#if LOSSY_LEVELS == 3
+  KeepDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
+  ~KeepDenormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+// body(first, last) over [0, count) in blocks of `block`, on at most `threads` threads.
+template <class Body>
+void parallel_blocks(int64_t count, int64_t block, int threads, const Body& body) {
+  const int64_t blocks = (count + block - 1) / block;
+  const int team = (int)(blocks < threads ? (blocks > 0 ? blocks : 1) : threads);
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(team) if (team > 1)
+#endif
+  {
+    KeepDenormals guard;
+    (void)guard;
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t first = b * block, last = first + block < count ? first + block : count;
+      body(first, last);
+    }
+  }
+  (void)team;
+}
+
+// Body::run(args, first, last), compiled for every level; Body::run and all it calls must be always inlined.
+template <class Body, class Args>
+LOSSY_NOINLINE void run_base(const Args& args, int64_t first, int64_t last) {
+  Body::run(args, first, last);
+}
+#if LOSSY_LEVELS == 3
+template <class Body, class Args>
+LOSSY_V3 void run_v3(const Args& args, int64_t first, int64_t last) {
+  Body::run(args, first, last);
+}
+template <class Body, class Args>
+LOSSY_V4 void run_v4(const Args& args, int64_t first, int64_t last) {
+  Body::run(args, first, last);
+}
+#endif
+
+// Body over [0, count) in blocks, at the given level (see level_of) and number of threads.
+template <class Body, class Args>
+void run_parallel(const Args& args, int64_t count, int64_t block, int threads, int requested) {
+  void (*run)(const Args&, int64_t, int64_t) = run_base<Body, Args>;
+#if LOSSY_LEVELS == 3
+  const int level = level_of(requested);
+  if (level == 2) run = run_v4<Body, Args>;
+  if (level == 1) run = run_v3<Body, Args>;
+#else
+  (void)requested;
+#endif
+  parallel_blocks(count, block, threads, [&](int64_t first, int64_t last) { run(args, first, last); });
+}
+}  // namespace lossy

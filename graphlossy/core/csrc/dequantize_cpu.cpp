@@ -1,0 +1,87 @@
+// graphlossy::dequantize on the CPU: codes of a group to one byte each, then straight to the output type.
+#include <algorithm>
+#include <memory>
+
+#include "cpu_dispatch.h"
+#include "group_math.h"
+
+namespace lossy {
+namespace {
+
+struct DequantizeArgs {
+  const uint8_t* packed;
+  const uint16_t* scale;
+  const uint16_t* offset;
+  void* out;
+  int64_t width, group_size;
+  int bits;
+};
+
+template <int BITS>
+LOSSY_INLINE void unpack_planes(const uint8_t* __restrict packed, uint8_t* __restrict code, int64_t n) {
+  constexpr int kPer = 8 / BITS;
+  constexpr uint8_t kMask = (1 << BITS) - 1;
+  const int64_t plane = n / kPer;
+#pragma GCC unroll 8
+  for (int k = 0; k < kPer; ++k) {
+    uint8_t* __restrict to = code + k * plane;
+#pragma omp simd
+    for (int64_t j = 0; j < plane; ++j) to[j] = (uint8_t)(packed[j] >> (k * BITS)) & kMask;
+  }
+}
+LOSSY_INLINE void unpack_group(const uint8_t* __restrict packed, uint8_t* __restrict code, int64_t n, int bits) {
+  if (bits == 1) return unpack_planes<1>(packed, code, n);
+  if (bits == 2) return unpack_planes<2>(packed, code, n);
+  if (bits == 4) return unpack_planes<4>(packed, code, n);
+  uint8_t* __restrict high = code + n;
+  unpack_planes<2>(packed, code, n);
+  unpack_planes<1>(packed + n / 4, high, n);
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) code[j] |= (uint8_t)(high[j] << 2);
+}
+
+template <class T>
+struct DequantizeBody {
+  static LOSSY_INLINE void run(const DequantizeArgs& a, int64_t first, int64_t last) {
+    const int64_t per_row = (a.width + a.group_size - 1) / a.group_size, row_bytes = padded(a.width) / 8 * a.bits;
+    const int64_t longest = padded(std::min(a.width, a.group_size));
+    uint8_t kept_codes[2048];
+    std::unique_ptr<uint8_t[]> more_codes(longest > 1024 ? new uint8_t[2 * longest] : nullptr);
+    uint8_t* codes = longest > 1024 ? more_codes.get() : kept_codes;
+    int64_t row = first / per_row, g = first % per_row;
+    for (int64_t index = first; index < last; ++index) {
+      const int64_t length = group_length(a.width, a.group_size, g), n = padded(length);
+      const uint8_t* packed = a.packed + row * row_bytes + g * (a.group_size / 8 * a.bits);
+      if (a.bits != 8) unpack_group(packed, codes, n, a.bits);
+      const uint8_t* __restrict code = a.bits == 8 ? packed : codes;
+      T* __restrict out = static_cast<T*>(a.out) + row * a.width + g * a.group_size;
+      const float scale = bfloat16_to_float(a.scale[index]), offset = bfloat16_to_float(a.offset[index]);
+#pragma omp simd
+      for (int64_t i = 0; i < length; ++i) store_decoded(decode(code[i], scale, offset), out + i);
+      if (++g == per_row) {
+        g = 0;
+        ++row;
+      }
+    }
+  }
+};
+}  // namespace
+}  // namespace lossy
+
+// dtype of `out`: 0 float32, 1 float16, 2 bfloat16, 3 float64. Returns 0, or -1 for an unknown type.
+extern "C" int lossy_dequantize(const uint8_t* packed, const uint16_t* scale, const uint16_t* offset, void* out,
+                                int dtype, int64_t rows, int64_t width, int64_t group_size, int bits, int threads,
+                                int level) {
+  using namespace lossy;
+  if (rows == 0 || width == 0) return 0;
+  const DequantizeArgs a{packed, scale, offset, out, width, group_size, bits};
+  const int64_t count = rows * ((width + group_size - 1) / group_size);
+  const int64_t block = std::max<int64_t>(1, 32768 / std::min(width, group_size));
+  switch (dtype) {
+    case 0: run_parallel<DequantizeBody<float>>(a, count, block, threads, level); return 0;
+    case 1: run_parallel<DequantizeBody<half_bits>>(a, count, block, threads, level); return 0;
+    case 2: run_parallel<DequantizeBody<bfloat16_bits>>(a, count, block, threads, level); return 0;
+    case 3: run_parallel<DequantizeBody<double>>(a, count, block, threads, level); return 0;
+    default: return -1;
+  }
+}

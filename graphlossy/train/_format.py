@@ -1,0 +1,63 @@
+"""Numbers as people read them, the same in the terminal and in the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["METRIC_NAMES", "comparison_rows", "format_size"]
+
+METRIC_NAMES = {"accuracy": "test accuracy, %", "rocauc": "test ROC-AUC, %"}
+
+
+def format_size(size: float | None) -> str:
+    """Bytes with a binary unit.
+
+    Example:
+        >>> format_size(3 * 2**20 + 2**19), format_size(900), format_size(None)
+        ('3.5 MiB', '900 B', '-')
+    """
+    if size is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return "-"
+
+
+def comparison_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """The closing table: a head, then a row per figure and a column per scheme, with the ratio to the baseline.
+
+    Example:
+        >>> scheme = dict(run="2-bit", status="done", seeds=3, test_mean=0.7, test_std=0.01, saved_bytes=1024,
+        ...               peak_bytes=None, seconds_per_epoch=0.5, ratio=dict(test_mean=0.99, saved_bytes=0.1,
+        ...               peak_bytes=None, seconds_per_epoch=1.1))
+        >>> comparison_rows({"metric": "accuracy", "schemes": [scheme]})[2]
+        ['saved for backward', '1.0 KiB (0.100x)']
+    """
+    schemes = summary["schemes"]
+    rows = [["", *(scheme["run"] for scheme in schemes)]]
+    rows.append([METRIC_NAMES[summary["metric"]], *(_metric(scheme) for scheme in schemes)])
+    for name, key in (("saved for backward", "saved_bytes"), ("peak during the step", "peak_bytes")):
+        rows.append([name, *(format_size(scheme[key]) + _ratio(scheme, key, 3) for scheme in schemes)])
+    rows.append(["seconds per epoch", *(_seconds(scheme) for scheme in schemes)])
+    return rows
+
+
+def _metric(scheme: dict[str, Any]) -> str:
+    if scheme["test_mean"] is None:
+        return str(scheme["status"])
+    spread = "" if scheme["test_std"] is None else f" ± {100 * scheme['test_std']:.2f}"
+    return f"{100 * scheme['test_mean']:.2f}{spread}{_ratio(scheme, 'test_mean', 3)}"
+
+
+def _seconds(scheme: dict[str, Any]) -> str:
+    value = scheme["seconds_per_epoch"]
+    return "-" if value is None else f"{value:.3g}{_ratio(scheme, 'seconds_per_epoch', 2)}"
+
+
+def _ratio(scheme: dict[str, Any], key: str, digits: int) -> str:
+    ratio = scheme["ratio"]
+    if ratio is None or ratio[key] is None or scheme["run"] == "baseline":
+        return ""
+    return f" ({ratio[key]:.{digits}f}x)"

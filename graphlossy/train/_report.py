@@ -1,0 +1,145 @@
+"""``report.html``: one page with the table, the curves and the memory by layer; it loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from graphlossy.train._format import METRIC_NAMES, comparison_rows, format_size
+from graphlossy.train._svg import Bar, Line, bar_chart, line_chart
+
+__all__ = ["render_report"]
+
+Record = dict[str, Any]
+KINDS = ("exact", "unbiased", "approximate")
+
+
+def render_report(summary: dict[str, Any], results: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> str:
+    """The page as text.
+
+    Args:
+        summary: contents of ``summary.json``.
+        results: the result of every run, with the ledger's records.
+        lines: the lines of ``metrics.jsonl``.
+    """
+    labels = [scheme["run"] for scheme in summary["schemes"]]
+    metric = METRIC_NAMES[summary["metric"]].removeprefix("test ")
+    lines = [line for line in lines if "loss" in line]
+    data = summary["data"]
+    settings = summary["settings"]
+    sections = [
+        f"<h1>{escape(data['name'])}, {escape(settings['model'])}: what compressed training costs</h1>",
+        f"<p>{data['nodes']:,} nodes, {data['edges']:,} edges, {data['features']:,} features; "
+        f"{data['train_nodes']:,} training, {data['valid_nodes']:,} validation and {data['test_nodes']:,} test nodes. "
+        f"{settings['seeds']} seeds of {settings['epochs']} epochs on {escape(summary['device'])}.</p>",
+        _table(comparison_rows(summary), first_is_head=True),
+        '<p class="note">In brackets: ratio to the baseline. The metric is the mean and the standard deviation over '
+        "seeds, each seed's test score taken at its best validation epoch. Saved bytes include scales, offsets and "
+        f"masks. Peak is the highest memory of a step beyond its start: {escape(summary['peak_measured_as'] or '-')}. "
+        "Seconds are the median of the training steps, without evaluation.</p>",
+        "<h2>Training curves</h2>",
+        _legend(labels),
+        '<div class="charts">',
+        line_chart(_curves(lines, labels, "valid", 100), "epoch", f"validation {metric}"),
+        line_chart(_curves(lines, labels, "loss", 1), "epoch", "training loss"),
+        "</div>",
+        '<p class="note">Thick: mean over seeds. Thin: single seeds.</p>',
+        "<h2>Memory by layer</h2>",
+        _legend(labels),
+        bar_chart(_layers(results, labels)),
+        "<h2>What is exact and what is not</h2>",
+        _table(_gradients(results, labels), first_is_head=True),
+        '<p class="note">The forward pass is exact in every scheme. Unbiased: the gradient is right in expectation '
+        "over the rounding, given the gradient that comes in. Approximate: no such promise.</p>",
+        "<h2>Every saved tensor</h2>",
+        *(_details(label, _records(results, label)) for label in labels),
+        "<h2>Settings and versions</h2>",
+        _table([[key, _show(value)] for key, value in settings.items()]),
+        _table([[key, value] for key, value in summary["versions"].items()]),
+    ]
+    style = files("graphlossy.train").joinpath("templates/report.css").read_text(encoding="utf-8")
+    title = escape(f"graphlossy: {data['name']}, {settings['model']}")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        + "\n".join(sections)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _curves(lines: Sequence[dict[str, Any]], labels: list[str], key: str, factor: float) -> list[Line]:
+    found = []
+    for colour, label in enumerate(labels):
+        ours = [line for line in lines if line["run"] == label]
+        seeds = sorted({line["seed"] for line in ours})
+        for seed in seeds:
+            points = [(line["epoch"], factor * line[key]) for line in ours if line["seed"] == seed]
+            found.append(Line(f"{label}, seed {seed}", points, colour))
+        if len(seeds) > 1:
+            by_epoch: dict[int, list[float]] = {}
+            for line in ours:
+                by_epoch.setdefault(line["epoch"], []).append(factor * line[key])
+            means = [(epoch, statistics.fmean(values)) for epoch, values in sorted(by_epoch.items())]
+            found.append(Line(f"{label}, mean", means, colour, strong=True))
+    return found
+
+
+def _records(results: Sequence[dict[str, Any]], label: str) -> list[Record]:
+    return next((result["records"] for result in results if result["run"] == label and result["records"]), [])
+
+
+def _layers(results: Sequence[dict[str, Any]], labels: list[str]) -> list[Bar]:
+    sums: dict[str, dict[str, int]] = {}
+    for label in labels:
+        for record in _records(results, label):
+            place = sums.setdefault(f"{record['module']} {record['op']}".strip(), {})
+            place[label] = place.get(label, 0) + record["saved_bytes"]
+    return [
+        Bar(place, [by.get(label) for label in labels], [format_size(by.get(label)) for label in labels])
+        for place, by in sums.items()
+        if any(by.values())
+    ]
+
+
+def _gradients(results: Sequence[dict[str, Any]], labels: list[str]) -> list[list[str]]:
+    rows = [["saved bytes behind a gradient that is", *KINDS]]
+    for label in labels:
+        records = _records(results, label)
+        sums = [sum(r["saved_bytes"] for r in records if r["gradient"] == kind) for kind in KINDS]
+        rows.append([label, *(format_size(size) for size in sums)])
+    return rows
+
+
+def _details(label: str, records: list[Record]) -> str:
+    rows = [["module", "operation", "type", "shape", "before", "after", "bits", "gradient"]]
+    for r in records:
+        shape = " x ".join(str(size) for size in r["shape"])
+        sizes = [format_size(r["plain_bytes"]), format_size(r["saved_bytes"])]
+        rows.append([r["module"] or "(model)", r["op"], r["dtype"], shape, *sizes, f"{r['bits']:g}", r["gradient"]])
+    table = _table(rows, first_is_head=True)
+    return f"<details><summary>{escape(label)}: {len(records)} tensors</summary>{table}</details>"
+
+
+def _legend(labels: list[str]) -> str:
+    items = "".join(
+        f'<li><i style="background:var(--c{i % 6})"></i>{escape(name)}</li>' for i, name in enumerate(labels)
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _table(rows: list[list[str]], first_is_head: bool = False) -> str:
+    parts = []
+    for i, row in enumerate(rows):
+        tag = "th" if first_is_head and i == 0 else "td"
+        parts.append("<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row) + "</tr>")
+    return '<div class="scroll"><table>' + "".join(parts) + "</table></div>"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return "-" if value is None else str(value)
