@@ -15,7 +15,7 @@ from graphlossy.datasets._splits import DRAWN_SPLITS, TEST, TRAIN, VALIDATION, p
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-__all__ = ["METRICS", "Arrays", "assemble", "undirected"]
+__all__ = ["METRICS", "Arrays", "assemble", "distinct", "undirected"]
 
 METRICS = ("accuracy", "rocauc")
 
@@ -31,7 +31,7 @@ class Arrays:
         edges: node numbers [2, E], any integer type; each undirected edge once or in both directions.
         y: class numbers [N], or 0, 1 and NaN [N, T].
         masks: training, validation and test masks, each [N] or [N, S]; None where the format has no splits.
-        split_rule: how splits are drawn where there are none: ``"random"`` or ``"per class"``.
+        shares: of training and validation nodes in a drawn split; None draws 20 and 30 nodes of each class.
         num_classes: number of classes; None takes the largest label + 1.
         metric: ``"accuracy"``, ``"rocauc"``, or None: rocauc for labels of several tasks, else accuracy.
     """
@@ -42,7 +42,7 @@ class Arrays:
     edges: np.ndarray
     y: np.ndarray
     masks: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-    split_rule: str = "random"
+    shares: tuple[float, float] | None = (0.6, 0.2)
     num_classes: int | None = None
     metric: str | None = None
 
@@ -99,8 +99,14 @@ def undirected(edges: np.ndarray, nodes: int) -> np.ndarray:
     if (np.diff(key) > 0).all() and not (source == target).any() and (np.sort(target * nodes + source) == key).all():
         return edges
     proper = source != target
-    key = np.unique(np.concatenate([key[proper], (target * nodes + source)[proper]]))
+    key = distinct(np.concatenate([key[proper], (target * nodes + source)[proper]]))
     return np.stack([key // nodes, key % nodes])
+
+
+def distinct(keys: np.ndarray) -> np.ndarray:
+    """The different values in rising order, as ``numpy.unique``, whose hashing takes many times longer on edges."""
+    keys = np.sort(keys)
+    return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
 
 
 def _choose(arrays: Arrays, y: np.ndarray, split: int | None, seed: int) -> list[np.ndarray]:
@@ -109,10 +115,10 @@ def _choose(arrays: Arrays, y: np.ndarray, split: int | None, seed: int) -> list
     if split is not None and split >= DRAWN_SPLITS:
         raise _no_split(arrays.where, split, DRAWN_SPLITS)
     numbers = range(DRAWN_SPLITS) if split is None else [split]
-    if arrays.split_rule == "per class":
+    if arrays.shares is None:
         parts = [per_class_split(y, seed, number) for number in numbers]
     else:
-        parts = [random_split(len(arrays.x), seed, number) for number in numbers]
+        parts = [random_split(len(y), seed, number, arrays.shares) for number in numbers]
     part = np.stack(parts, axis=1) if split is None else parts[0]
     return [part == value for value in (TRAIN, VALIDATION, TEST)]
 

@@ -105,9 +105,7 @@ def read_folder(folder: Path) -> Arrays:
     masks = _masks(_map(split), split) if split.exists() else None
     meta = _meta(folder / "meta.json")
     name = meta.get("name", folder.resolve().name)
-    return Arrays(
-        name, str(folder), x, edges, y, masks, num_classes=meta.get("num_classes"), metric=meta.get("metric")
-    )
+    return Arrays(name, str(folder), x, edges, y, masks, num_classes=meta.get("num_classes"), metric=meta.get("metric"))
 
 
 def _array(value: Tensor) -> np.ndarray:

@@ -43,8 +43,8 @@ def read_npz(path: Path) -> Arrays:
         if keys.issuperset(ATTRIBUTED) and ("attr_matrix" in keys or keys.issuperset(_CSR)):
             return _attributed(path, read, keys)
     raise DatasetError(
-        f"{path.name}: its keys are {', '.join(sorted(keys)) or 'none'}; a graph has either {', '.join(HETEROPHILOUS)}, "
-        f"or {', '.join(ATTRIBUTED)} and attr_matrix or {', '.join(_CSR)}"
+        f"{path.name}: its keys are {', '.join(sorted(keys)) or 'none'}; a graph has "
+        f"either {', '.join(HETEROPHILOUS)}, or {', '.join(ATTRIBUTED)} and attr_matrix or {', '.join(_CSR)}"
     )
 
 
@@ -97,7 +97,7 @@ def _attributed(path: Path, read: Callable[[str], np.ndarray], keys: set[str]) -
     stored = data != 0
     edges = np.stack([source[stored], target[stored]])
     x = read("attr_matrix") if "attr_matrix" in keys else dense_from_csr([read(key) for key in _CSR], "attr", name)
-    return Arrays(path.stem, name, x, edges, read("labels"), split_rule="per class")
+    return Arrays(path.stem, name, x, edges, read("labels"), shares=None)
 
 
 def dense_from_csr(parts: list[np.ndarray], key: str, where: str) -> np.ndarray:
@@ -127,8 +127,8 @@ def _check_csr(parts: list[np.ndarray], key: str, where: str) -> tuple[int, int]
     whole = len(indptr) == shape[0] + 1 and indptr[0] == 0 and indptr[-1] == len(indices) == len(data)
     if not whole or (steps < 0).any():
         raise DatasetError(
-            f"{where}: {key}_indptr must rise from 0 to the {len(indices)} stored entries in {shape[0] + 1} values, one "
-            f"more than there are rows; it has {len(indptr)} and {key}_data {len(data)}"
+            f"{where}: {key}_indptr must rise from 0 to the {len(indices)} stored entries in {shape[0] + 1} values, "
+            f"one more than there are rows; it has {len(indptr)} and {key}_data {len(data)}"
         )
     return int(shape[0]), int(shape[1])
 

@@ -83,8 +83,8 @@ def find_raw(folder: Path) -> str | None:
 def read_planetoid(folder: Path) -> Arrays:
     """Reads the raw files in ``folder``, with the public split of Yang, Cohen and Salakhutdinov (ICML 2016).
 
-    Twenty training nodes a class, 500 validation and 1,000 test nodes. The nodes of CiteSeer's test range that the files
-    leave out have features of zero, class 0 and no mask, as in PyTorch Geometric.
+    Twenty training nodes a class, 500 validation and 1,000 test nodes. The nodes of CiteSeer's test range that the
+    files leave out have features of zero, class 0 and no mask, as in PyTorch Geometric.
 
     Raises:
         DatasetError: a file is missing, damaged, or holds anything but arrays, sparse matrices and lists.

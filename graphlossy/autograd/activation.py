@@ -98,6 +98,10 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     Args:
         x: any shape.
         negative_slope: factor of the negative side.
+
+    Example:
+        >>> leaky_relu(torch.tensor([-1.0, 2.0]), 0.5)
+        tensor([-0.5000,  2.0000])
     """
     if not (x.requires_grad and torch.is_grad_enabled()):
         return torch.nn.functional.leaky_relu(x, negative_slope)

@@ -241,6 +241,11 @@ def gat_attention(
 
     Raises:
         ValueError: if bits, p or the shapes are not supported.
+
+    Example:
+        >>> graph = CSRGraph(torch.tensor([[0, 1], [2, 2]]))
+        >>> attention_weights(graph, torch.zeros(3, 1), torch.zeros(3, 1), None, 0.2).flatten()
+        tensor([0.5000, 0.5000])
     """
     check_bits(bits)
     check_probability(p)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from graphlossy.autograd._ops import define
-from graphlossy.autograd._packed import Meta, Packed, draw_seed
-from graphlossy.autograd.recipe import Recipe, attach, recipe_of
+from graphlossy.autograd._packed import draw_seed
+from graphlossy.autograd.recipe import Recipe, attach, recipe_of, reference
 
 __all__ = ["attach_masked", "bernoulli", "check_keep", "check_probability", "dropout", "dropout_backward", "keep_scale"]
 
@@ -130,6 +130,12 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
 
     Raises:
         ValueError: if ``p`` is not a probability or ``keep`` is unknown.
+
+    Example:
+        >>> x = torch.ones(4, requires_grad=True)
+        >>> out = dropout(x, 0.5)
+        >>> torch.equal(torch.autograd.grad(out.sum(), x)[0], out)
+        True
     """
     check_probability(p)
     check_keep(keep)
@@ -140,9 +146,9 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
     if keep == "seed":
         return _SeededDropout.apply(x, p, draw_seed())
     recipe = recipe_of(x)
+    # A leaf lives anyway: what follows can compute the output again from it and the mask.
     if recipe is None and x.dim() > 1 and not inplace and not torch.compiler.is_compiling() and x.is_leaf:
-        rows = x.detach().reshape(-1, x.shape[-1])  # a leaf lives anyway
-        recipe = Recipe(Packed((rows,), Meta(0, 256, False, rows.shape, x.dtype)))
+        recipe = reference(x)
     out, mask = _Dropout.apply(x, p, inplace)
     return attach_masked(out, recipe, mask, p)
 

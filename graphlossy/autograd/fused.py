@@ -121,6 +121,10 @@ def relu_dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         x: any shape.
         p: probability of dropping an element.
         training: if False, only the ReLU is applied.
+
+    Example:
+        >>> relu_dropout(torch.tensor([-1.0, 2.0]), training=False)
+        tensor([0., 2.])
     """
     check_probability(p)
     if not training or p == 0.0:
@@ -172,6 +176,12 @@ def norm_act_dropout(
 
     Raises:
         ValueError: on an unknown norm, unsupported bits, a probability outside [0, 1] or a wrong shape.
+
+    Example:
+        >>> x = torch.randn(1000, 16, requires_grad=True)
+        >>> h = norm_act_dropout(x, None, None, p=0.5, bits=2)
+        >>> bool(h.min() == 0), h.shape
+        (True, torch.Size([1000, 16]))
     """
     check_bits(bits)
     check_probability(p)

@@ -66,6 +66,13 @@ class GraphCache:
 
     Args:
         maxsize: most entries kept. Entries whose tensors are gone are dropped at the next call.
+
+    Example:
+        >>> cache, edge_index = GraphCache(), torch.tensor([[0, 1], [1, 0]])
+        >>> cache.get((edge_index,), "sum", lambda: edge_index.sum().item())
+        2
+        >>> len(cache)
+        1
     """
 
     def __init__(self, maxsize: int = 16):

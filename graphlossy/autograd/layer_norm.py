@@ -186,6 +186,11 @@ def layer_norm(
 
     Raises:
         ValueError: if ``bits`` or ``mode`` is not supported or ``x`` is not a matrix.
+
+    Example:
+        >>> x = torch.randn(100, 8, requires_grad=True)
+        >>> torch.equal(layer_norm(x, mode="node"), F.layer_norm(x, (8,)))
+        True
     """
     check_bits(bits)
     if mode not in ("node", "graph"):

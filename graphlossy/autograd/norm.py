@@ -205,6 +205,11 @@ def batch_norm(
 
     Raises:
         ValueError: if ``bits`` is not supported, ``x`` is not a matrix, or it has one row in training.
+
+    Example:
+        >>> x = torch.randn(100, 8, requires_grad=True)
+        >>> torch.equal(batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, training=True))
+        True
     """
     check_bits(bits)
     check_batch(x, training)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from graphlossy.autograd._packed import Meta, Packed, pack, row_blocks
 
-__all__ = ["Recipe", "attach", "keep", "recipe_of"]
+__all__ = ["Recipe", "attach", "keep", "recipe_of", "reference"]
 
 _ATTRIBUTE = "_graphlossy_recipe"
 
@@ -103,6 +103,14 @@ def recipe_of(x: Tensor) -> Recipe | None:
     return recipe if recipe is not None and versions == _versions(x, recipe) else None
 
 
+def reference(x: Tensor, group_size: int = 256) -> Recipe:
+    """The recipe of a tensor [..., D] that lives anyway: itself, as rows."""
+    # Itself and no view of it where that is possible: saved-tensor hooks then know it for an input.
+    plain = x.dim() == 2 and not x.requires_grad and not torch.compiler.is_compiling()
+    rows = x if plain else x.detach().reshape(-1, x.shape[-1])
+    return Recipe(Packed((rows,), Meta(0, group_size, False, rows.shape, x.dtype)))
+
+
 def keep(x: Tensor, bits: int, group_size: int = 256) -> Recipe:
     """How to have ``x`` [..., D], as rows [N, D], again in the backward pass, at the least cost.
 
@@ -112,9 +120,8 @@ def keep(x: Tensor, bits: int, group_size: int = 256) -> Recipe:
     recipe = recipe_of(x)
     if recipe is not None:
         return recipe
-    rows = x.detach().reshape(-1, x.shape[-1])
     if not x.requires_grad or (not torch.compiler.is_compiling() and x.is_leaf):
-        return Recipe(Packed((rows,), Meta(0, group_size, False, rows.shape, x.dtype)))
-    recipe = Recipe(pack(rows, bits, group_size))
+        return reference(x, group_size)
+    recipe = Recipe(pack(x.detach().reshape(-1, x.shape[-1]), bits, group_size))
     attach(x, recipe)
     return recipe

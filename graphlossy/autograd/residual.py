@@ -53,6 +53,10 @@ def identity_linear(
         scale: s.
         bits: 1, 2, 3, 4, 8 or None (exact).
         group_size: elements that share a scale and an offset.
+
+    Example:
+        >>> identity_linear(torch.ones(1, 2), torch.zeros(2, 2), beta=0.25)
+        tensor([[0.7500, 0.7500]])
     """
     check_bits(bits)
     if bits is None or not torch.is_grad_enabled() or not weight.requires_grad:
@@ -92,6 +96,10 @@ def scaled_self(aggregated: Tensor, x: Tensor, eps: Tensor, *, bits: int | None 
         eps: [1].
         bits: 1, 2, 3, 4, 8 or None (exact).
         group_size: elements that share a scale and an offset.
+
+    Example:
+        >>> scaled_self(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.5]))
+        tensor([[1.5000, 1.5000]])
     """
     check_bits(bits)
     if bits is None or not torch.is_grad_enabled() or not eps.requires_grad:

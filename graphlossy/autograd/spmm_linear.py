@@ -99,6 +99,12 @@ def spmm_linear(
 
     Raises:
         ValueError: if the shapes do not fit or ``bits`` or ``reduce`` is not supported.
+
+    Example:
+        >>> graph = CSRGraph(torch.tensor([[0, 1, 2], [1, 2, 1]]), num_dst=3)
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> spmm_linear(graph, x, torch.tensor([[10.0]]), reduce="mean").flatten()
+        tensor([ 0., 20., 20.])
     """
     check_bits(bits)
     if x.dim() != 2 or weight.dim() != 2 or x.size(1) != weight.size(1):

@@ -32,6 +32,14 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     return tuple(part.strip() for part in value.split(","))
 
 
+def _split(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    if value == "all":
+        return None
+    if not value.isdecimal():
+        raise click.BadParameter(f"expected a number or all, got {value!r}")
+    return int(value)
+
+
 @click.command(name="train")
 @click.option(
     "--dataset",
@@ -66,6 +74,9 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 @click.option("--epochs", type=int, default=DEFAULT.epochs, show_default=True, help="Full-batch steps of each run.")
 @click.option("--seeds", type=int, default=DEFAULT.seeds, show_default=True, help="Runs of each scheme.")
 @click.option("--seed", type=int, default=DEFAULT.seed, show_default=True, help="The first seed.")
+@click.option(
+    "--split", callback=_split, default="0", show_default=True, metavar="N|all", help="Split; all: one for each seed."
+)
 @click.option("--lr", type=float, default=DEFAULT.lr, show_default=True, help="Adam's learning rate.")
 @click.option("--weight-decay", type=float, default=DEFAULT.weight_decay, show_default=True, help="L2 penalty.")
 @click.option(

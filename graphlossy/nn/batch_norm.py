@@ -37,6 +37,10 @@ class BatchNorm(torch_geometric.nn.BatchNorm):
 
     Shapes:
         [N, C] -> [N, C]
+
+    Example:
+        >>> BatchNorm(16, bits=2)(torch.randn(100, 16)).shape
+        torch.Size([100, 16])
     """
 
     def __init__(

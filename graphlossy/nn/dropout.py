@@ -22,6 +22,10 @@ class Dropout(torch.nn.Dropout):
 
     Shapes:
         any -> the same
+
+    Example:
+        >>> Dropout(p=1.0)(torch.tensor([-1.0, 2.0]))
+        tensor([-0., 0.])
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, keep: str = "mask"):

@@ -43,6 +43,11 @@ class GATConv(torch_geometric.nn.GATConv):
         x [N, F] or ([N_src, F_src], [N_dst, F_dst] or None); edge_index [2, E], a torch sparse CSR tensor
         [N_dst, N_src] or a :class:`~graphlossy.autograd.CSRGraph` from :meth:`prepare`; edge_attr [E, D] or None ->
         [N_dst, H C] (``concat``) or [N_dst, C]
+
+    Example:
+        >>> conv = GATConv(16, 8, heads=3, bits=2)
+        >>> conv(torch.randn(3, 16), torch.tensor([[0, 1], [1, 2]])).shape
+        torch.Size([3, 24])
     """
 
     # PyG reads the arguments of ``propagate`` from the class's source text, unless they are given.

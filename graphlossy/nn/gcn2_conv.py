@@ -35,6 +35,12 @@ class GCN2Conv(torch_geometric.nn.GCN2Conv):
     Shapes:
         x [N, C], x_0 [N, C]; edge_index [2, E], a torch sparse CSR tensor [N, N] or a
         :class:`~graphlossy.autograd.CSRGraph` from :meth:`prepare`; edge_weight [E] or None -> [N, C]
+
+    Example:
+        >>> import torch
+        >>> conv, x = GCN2Conv(16, alpha=0.1, theta=0.5, layer=1), torch.randn(3, 16)
+        >>> conv(x, x, torch.tensor([[0, 1], [1, 2]])).shape
+        torch.Size([3, 16])
     """
 
     # PyG reads the arguments of ``propagate`` from the class's source text, unless they are given.

@@ -36,6 +36,12 @@ class GCNConv(torch_geometric.nn.GCNConv):
     Shapes:
         x [N, F]; edge_index [2, E], a torch sparse CSR tensor [N, N] (rows are destinations), or a
         :class:`~graphlossy.autograd.CSRGraph` from :meth:`prepare`; edge_weight [E] or None -> [N, C]
+
+    Example:
+        >>> import torch
+        >>> conv = GCNConv(16, 8, bits=2)
+        >>> conv(torch.randn(3, 16), torch.tensor([[0, 1], [1, 2]])).shape
+        torch.Size([3, 8])
     """
 
     # PyG reads the arguments of ``propagate`` from the class's source text, unless they are given.

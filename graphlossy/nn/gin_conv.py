@@ -31,6 +31,12 @@ class GINConv(torch_geometric.nn.GINConv):
     Shapes:
         x [N, F] or ([N_src, F], [N_dst, F] or None); edge_index [2, E], a torch sparse CSR tensor [N_dst, N_src] or a
         :class:`~graphlossy.autograd.CSRGraph` -> [N_dst, C]
+
+    Example:
+        >>> import torch
+        >>> conv = GINConv(torch_geometric.nn.MLP([16, 32, 8], norm=None), train_eps=True)
+        >>> conv(torch.randn(3, 16), torch.tensor([[0, 1], [1, 2]])).shape
+        torch.Size([3, 8])
     """
 
     # PyG reads the arguments of ``propagate`` from the class's source text, unless they are given.

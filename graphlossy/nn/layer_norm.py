@@ -28,6 +28,10 @@ class LayerNorm(torch_geometric.nn.LayerNorm):
 
     Shapes:
         [N, C], batch [N] (optional) -> [N, C]
+
+    Example:
+        >>> LayerNorm(16, mode="node", bits=2)(torch.randn(100, 16)).shape
+        torch.Size([100, 16])
     """
 
     def __init__(

@@ -20,6 +20,10 @@ class LeakyReLU(torch.nn.LeakyReLU):
 
     Shapes:
         any -> the same
+
+    Example:
+        >>> LeakyReLU(0.5)(torch.tensor([-1.0, 2.0]))
+        tensor([-0.5000,  2.0000])
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,6 +28,11 @@ class Linear(torch_geometric.nn.Linear):
 
     Shapes:
         [..., in_channels] -> [..., out_channels]
+
+    Example:
+        >>> layer, plain = Linear(64, 8, bits=2), torch_geometric.nn.Linear(64, 8)
+        >>> layer.load_state_dict(plain.state_dict())
+        <All keys matched successfully>
     """
 
     def __init__(

@@ -32,6 +32,10 @@ class NormActDropout(torch.nn.Module):
 
     Shapes:
         [N, C] -> [N, C]
+
+    Example:
+        >>> NormActDropout(16, norm="batch", p=0.5)(torch.randn(100, 16)).shape
+        torch.Size([100, 16])
     """
 
     def __init__(

@@ -18,6 +18,10 @@ class ReLU(torch.nn.ReLU):
 
     Shapes:
         any -> the same
+
+    Example:
+        >>> ReLU()(torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
     """
 
     def forward(self, x: Tensor) -> Tensor:

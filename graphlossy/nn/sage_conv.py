@@ -39,6 +39,11 @@ class SAGEConv(torch_geometric.nn.SAGEConv):
     Shapes:
         x [N, F] or ([N_src, F_src], [N_dst, F_dst] or None); edge_index [2, E], a torch sparse CSR tensor
         [N_dst, N_src] or a :class:`~graphlossy.autograd.CSRGraph` -> [N_dst, C]
+
+    Example:
+        >>> conv = SAGEConv((16, 4), 8, bits=2)
+        >>> conv((torch.randn(3, 16), torch.randn(2, 4)), torch.tensor([[0, 2], [1, 0]])).shape
+        torch.Size([2, 8])
     """
 
     # PyG reads the arguments of ``propagate`` from the class's source text, unless they are given.

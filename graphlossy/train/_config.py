@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from graphlossy.core.budget import parse_bytes
 from graphlossy.train._errors import TrainError
 from graphlossy.train._models import MODELS
 
@@ -16,7 +16,6 @@ __all__ = ["ADJACENCIES", "BITS", "SCHEMES", "Scheme", "TrainConfig"]
 BITS = (1, 2, 3, 4, 8)
 SCHEMES = ("baseline", "compressed")
 ADJACENCIES = ("edge_index", "csr")
-BUDGET = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|KiB|MiB|GiB)?\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class TrainConfig:
         epochs: full-batch steps of each run.
         seeds: number of runs of each scheme, with seeds ``seed, seed + 1, ...``.
         seed: the first seed.
+        split: number of the split into training, validation and test nodes; None gives every seed its own.
         lr: learning rate of Adam.
         weight_decay: L2 penalty of Adam.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
@@ -90,6 +90,7 @@ class TrainConfig:
     epochs: int = 60
     seeds: int = 3
     seed: int = 0
+    split: int | None = 0
     lr: float = 0.01
     weight_decay: float = 0.0
     device: str = "auto"
@@ -115,6 +116,8 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         if self.threads is not None:
             _at_least("threads", self.threads, 1)
+        if self.split is not None:
+            _at_least("split", self.split, 0)
         _at_least("seed", self.seed, 0)
         if self.seed + self.seeds > 2**63:
             raise TrainError(f"seed must be below 2**63, got {self.seed}")
@@ -129,9 +132,7 @@ class TrainConfig:
                 f"hidden must be a multiple of heads for gat, got hidden {self.hidden}, heads {self.heads}"
             )
         if self.budget is not None:
-            match = BUDGET.match(self.budget)
-            if not match or float(match[1]) == 0:
-                raise TrainError(f"budget must be a positive size such as 800MiB or 1.5GiB, got {self.budget!r}")
+            _check_budget(self.budget)
 
     def comparison(self) -> tuple[Scheme, ...]:
         """The schemes to train, the baseline first."""
@@ -161,6 +162,15 @@ class TrainConfig:
             return cls(**values)
         except TypeError as error:
             raise TrainError(f"settings of the wrong type: {error}") from None
+
+
+def _check_budget(budget: str) -> None:
+    try:
+        positive = parse_bytes(budget) > 0
+    except (ValueError, TypeError):
+        positive = False
+    if not positive:
+        raise TrainError(f"budget must be a positive size such as 800MiB or 1.5GiB, got {budget!r}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from graphlossy.core.budget import format_bytes
+
 __all__ = ["METRIC_NAMES", "comparison_rows", "format_size"]
 
 METRIC_NAMES = {"accuracy": "test accuracy, %", "rocauc": "test ROC-AUC, %"}
 
 
 def format_size(size: float | None) -> str:
-    """Bytes with a binary unit.
+    """Bytes with a binary unit; a dash for what was not measured.
 
     Example:
         >>> format_size(3 * 2**20 + 2**19), format_size(900), format_size(None)
         ('3.5 MiB', '900 B', '-')
     """
-    if size is None:
-        return "-"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return "-"
+    return "-" if size is None else format_bytes(size)
 
 
 def comparison_rows(summary: dict[str, Any]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphlossy._compress import compress, load_switch_state, restore, switch_state
 from graphlossy.train._config import Scheme, TrainConfig
 from graphlossy.train._errors import TrainError
 from graphlossy.train._memory import PeakMeter
@@ -176,10 +177,8 @@ class Run:
 
     def _count_baseline(self) -> list[dict[str, Any]]:
         """What plain autograd saves, counted on a copy of the model so that training itself runs without hooks."""
-        import graphlossy
-
         probe = copy.deepcopy(self.model).train()
-        ledger = graphlossy.compress(probe, bits=None)
+        ledger = compress(probe, bits=None)
         try:
             with torch.random.fork_rng(devices=self._cuda()):
                 out = self._forward(probe)
@@ -187,7 +186,7 @@ class Run:
             del out
             return records
         finally:
-            graphlossy.restore(probe)
+            restore(probe)
 
     def _give_up(self) -> dict[str, Any]:
         self.status = OUT_OF_MEMORY
@@ -235,12 +234,14 @@ class Run:
             "rng": self._rng,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "compression": switch_state(self.model),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts the run where :meth:`state_dict` was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        load_switch_state(self.model, state["compression"])
         self._rng = state["rng"]
         for name in ("epoch", "status", "best", "seconds", "peaks", "peak_kind", "records"):
             setattr(self, name, state[name])
@@ -272,12 +273,10 @@ class Run:
 
 
 def _compress(model: torch.nn.Module, scheme: Scheme) -> Any:
-    import graphlossy
-
     if scheme.budget is None:
-        return graphlossy.compress(model, bits=scheme.bits)
+        return compress(model, bits=scheme.bits)
     try:
-        return graphlossy.compress(model, budget=scheme.budget)
+        return compress(model, budget=scheme.budget)
     except ValueError as error:
         raise TrainError(f"budget {scheme.budget}: {error}") from None
 

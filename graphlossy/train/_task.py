@@ -102,25 +102,20 @@ def load_task(config: TrainConfig, device: torch.device) -> Task:
     """Loads the data set of ``config`` and moves it to ``device``.
 
     Raises:
-        DatasetError: the data cannot be loaded (:mod:`graphlossy.datasets`).
-        TrainError: they have no split with training, validation and test nodes, or nothing to score.
+        DatasetError: the data cannot be loaded or are not fit for training (:func:`graphlossy.datasets.load`).
+        TrainError: a split has no node of a kind, or labels of one kind only where ROC-AUC needs both.
     """
     from graphlossy.datasets import load
 
-    data = load(config.dataset)
-    metric = getattr(data, "metric", "accuracy")
-    y = data.y.squeeze(-1) if data.y.dim() == 2 and data.y.shape[1] == 1 else data.y
-    outputs = int(y.max()) + 1 if y.dim() == 1 else y.shape[1]
-    if y.dim() == 1 and metric == "rocauc":
-        outputs = 2
+    data = load(config.dataset, split=config.split)
     task = Task(
-        name=str(getattr(data, "name", config.dataset)),
-        x=data.x.float().to(device),
+        name=data.name,
+        x=data.x.to(device),
         adj=_adjacency(data.edge_index, data.num_nodes, config.adj).to(device),
-        y=y.to(device),
+        y=data.y.to(device),
         splits=_splits(data, device),
-        metric=metric,
-        outputs=outputs,
+        metric=data.metric,
+        outputs=data.num_classes,
         edges=data.edge_index.shape[1],
     )
     _check(task)
@@ -139,16 +134,11 @@ def _adjacency(edge_index: Tensor, nodes: int, kind: str) -> Tensor:
 
 
 def _splits(data: Any, device: torch.device) -> tuple[Split, ...]:
-    masks = []
-    for name in ("train_mask", "val_mask", "test_mask"):
-        mask = getattr(data, name, None)
-        if mask is None:
-            raise TrainError(f"the data set has no {name}: training needs training, validation and test nodes")
-        masks.append(mask if mask.dim() == 2 else mask.unsqueeze(1))
-    count = masks[0].shape[1]
+    masks = [data.train_mask, data.val_mask, data.test_mask]
+    columns = [mask if mask.dim() == 2 else mask.unsqueeze(1) for mask in masks]
     return tuple(
-        Split(*(mask[:, min(i, mask.shape[1] - 1)].nonzero().squeeze(1).to(device) for mask in masks))
-        for i in range(count)
+        Split(*(column[:, number].nonzero().squeeze(1).to(device) for column in columns))
+        for number in range(columns[0].shape[1])
     )
 
 

@@ -90,6 +90,8 @@ def test_a_budget_is_kept(graph, tmp_path):
         (["--device", "tpu"], ["device", "tpu"]),
         (["--schemes", "baseline,lossy"], ["schemes", "lossy"]),
         (["--adj", "dense"], ["adj", "dense"]),
+        (["--split", "first"], ["--split", "first"]),
+        (["--split", "99"], ["99"]),
         (["--resume", "no/such/run"], ["no/such/run"]),
         (["--colour"], ["--colour"]),
         (["surplus"], ["surplus"]),

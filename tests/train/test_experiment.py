@@ -169,6 +169,17 @@ def test_other_models_resume_bit_for_bit_too(model, tmp_path, task):
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
 
 
+def test_a_budget_resumes_bit_for_bit_too(tmp_path, task):
+    config = replace(CONFIG, hidden=64, budget="100KiB", seeds=1, schemes=("compressed",))
+    Experiment(config, tmp_path / "a").run(task=task)
+    for after in (1, 2, 4):
+        with pytest.raises(SystemExit):
+            Experiment(config, tmp_path / f"b{after}", checkpoint_seconds=0).run(Crash(after), task=task)
+        Experiment.resume(tmp_path / f"b{after}").run(task=task)
+        assert lines(tmp_path / "a") == lines(tmp_path / f"b{after}")
+    assert all(row["saved_bytes"] <= 100 * 1024 for row in lines(tmp_path / "a"))
+
+
 def test_amp_trains(tmp_path, task):
     summary = Experiment(replace(CONFIG, amp=True, seeds=1), tmp_path / "run").run(task=task)
     assert all(scheme["test_mean"] > 0.5 for scheme in summary["schemes"])

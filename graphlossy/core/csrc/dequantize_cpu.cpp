@@ -18,18 +18,22 @@ struct DequantizeArgs {
 };
 
 template <int BITS>
-LOSSY_INLINE void unpack_planes(const uint8_t* __restrict packed, uint8_t* __restrict code, int64_t n) {
-  constexpr int kPer = 8 / BITS;
+LOSSY_INLINE void unpack_planes(const uint8_t* __restrict packed, uint8_t* __restrict code, int32_t n) {
   constexpr uint8_t kMask = (1 << BITS) - 1;
-  const int64_t plane = n / kPer;
+  const int32_t plane = n * BITS / 8;
 #pragma GCC unroll 8
-  for (int k = 0; k < kPer; ++k) {
+  for (int k = 0; k < 8 / BITS; ++k) {
     uint8_t* __restrict to = code + k * plane;
+    if (plane % 32 == 0) {
 #pragma omp simd
-    for (int64_t j = 0; j < plane; ++j) to[j] = (uint8_t)(packed[j] >> (k * BITS)) & kMask;
+      for (int32_t j = 0; j < plane; ++j) to[j] = (uint8_t)(packed[j] >> (k * BITS)) & kMask;
+    } else {
+#pragma omp simd simdlen(16)
+      for (int32_t j = 0; j < plane; ++j) to[j] = (uint8_t)(packed[j] >> (k * BITS)) & kMask;
+    }
   }
 }
-LOSSY_INLINE void unpack_group(const uint8_t* __restrict packed, uint8_t* __restrict code, int64_t n, int bits) {
+LOSSY_INLINE void unpack_group(const uint8_t* __restrict packed, uint8_t* __restrict code, int32_t n, int bits) {
   if (bits == 1) return unpack_planes<1>(packed, code, n);
   if (bits == 2) return unpack_planes<2>(packed, code, n);
   if (bits == 4) return unpack_planes<4>(packed, code, n);
@@ -37,7 +41,7 @@ LOSSY_INLINE void unpack_group(const uint8_t* __restrict packed, uint8_t* __rest
   unpack_planes<2>(packed, code, n);
   unpack_planes<1>(packed + n / 4, high, n);
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) code[j] |= (uint8_t)(high[j] << 2);
+  for (int32_t j = 0; j < n; ++j) code[j] |= (uint8_t)(high[j] << 2);
 }
 
 template <class T>
@@ -50,14 +54,14 @@ struct DequantizeBody {
     uint8_t* codes = longest > 1024 ? more_codes.get() : kept_codes;
     int64_t row = first / per_row, g = first % per_row;
     for (int64_t index = first; index < last; ++index) {
-      const int64_t length = group_length(a.width, a.group_size, g), n = padded(length);
+      const int32_t length = (int32_t)group_length(a.width, a.group_size, g), n = (int32_t)padded(length);
       const uint8_t* packed = a.packed + row * row_bytes + g * (a.group_size / 8 * a.bits);
       if (a.bits != 8) unpack_group(packed, codes, n, a.bits);
       const uint8_t* __restrict code = a.bits == 8 ? packed : codes;
       T* __restrict out = static_cast<T*>(a.out) + row * a.width + g * a.group_size;
       const float scale = bfloat16_to_float(a.scale[index]), offset = bfloat16_to_float(a.offset[index]);
 #pragma omp simd
-      for (int64_t i = 0; i < length; ++i) store_decoded(decode(code[i], scale, offset), out + i);
+      for (int32_t i = 0; i < length; ++i) store_decoded(decode(code[i], scale, offset), out + i);
       if (++g == per_row) {
         g = 0;
         ++row;

@@ -105,48 +105,47 @@ LOSSY_FN float unit16(uint32_t h16) {  // 16 random bits -> [0, 1)
   return mul_rn((float)(int)h16, 1.0f / 65536.0f);
 }
 
+// first where `choose`, else second, without a branch: compilers would otherwise move the floating-point additions below
+// into one, which keeps loops scalar.
+LOSSY_FN uint32_t blend(bool choose, uint32_t first, uint32_t second) {
+  return second ^ ((first ^ second) & (0u - (uint32_t)choose));
+}
+
 // bfloat16 precision, towards zero or away from it, as a float32 pattern.
 LOSSY_FN uint32_t bfloat16_cut(uint32_t u, bool away) {
   const uint32_t cut = u & 0xffff0000u;
-  return away && u != cut ? cut + 0x10000u : cut;
+  return cut + blend(away & (u != cut), 0x10000u, 0u);
 }
 
 struct Affine {
   float scale, offset, inv;
   bool poisoned;
 };
-// Stored metadata of a group; `finite` says that no element is NaN or infinite.
-LOSSY_FN Affine affine_of(float lo, float hi, bool finite, int levels) {
-  Affine a;
+// Stored metadata of a group; `largest` is the largest pattern of its elements, sign bits cleared.
+LOSSY_FN Affine affine_of(float lo, float hi, uint32_t largest, int levels) {
   lo = add_rn(lo, 0.0f);  // -0 becomes +0
   hi = add_rn(hi, 0.0f);
-  a.offset = float_of(bfloat16_cut(bits_of(lo), lo < 0.0f));
-  const float step = div_rn(add_rn(hi, -a.offset), (float)levels);
-  a.scale = float_of(bfloat16_cut(bits_of(step), step > 0.0f));
-  if (a.scale > 0.0f && a.scale < float_of(kSmallestNormal)) a.scale = float_of(kSmallestNormal);
-  const float top = add_rn(mul_rn(a.scale, (float)levels), a.offset);
-  a.poisoned = !(finite && top <= float_of(kLargestBfloat16));  // also catches a NaN or infinite scale or offset
-  if (a.poisoned) {
-    a.scale = float_of(kCanonicalNan);
-    a.offset = 0.0f;
-    a.inv = 0.0f;
-  } else {
-    a.inv = a.scale > 0.0f ? div_rn(1.0f, a.scale) : 0.0f;
-  }
+  const float offset = float_of(bfloat16_cut(bits_of(lo), lo < 0.0f));
+  const float step = div_rn(add_rn(hi, -offset), (float)levels);
+  uint32_t u = bfloat16_cut(bits_of(step), step > 0.0f);
+  u = blend((u > 0u) & (u < kSmallestNormal), kSmallestNormal, u);
+  const float scale = float_of(u);
+  const float top = add_rn(mul_rn(scale, (float)levels), offset);
+  const bool sound = (largest < kInfinity) & (top <= float_of(kLargestBfloat16));  // false for a NaN or infinite top
+  const uint32_t inv = bits_of(div_rn(1.0f, scale));
+  Affine a;
+  a.scale = float_of(blend(sound, u, kCanonicalNan));
+  a.offset = float_of(blend(sound, bits_of(offset), 0u));
+  a.inv = float_of(blend(sound & (u != 0u), inv, 0u));
+  a.poisoned = !sound;
   return a;
 }
 // Code of one element of a sound group; u = 1/2 or 16 random bits.
-LOSSY_FN int encode(float x, float offset, float inv, float levels, float u) {
-  const float t = add_rn(mul_rn(add_rn(x, -offset), inv), u);
-  return (int)(t < levels ? t : levels);  // t >= 0, so truncation is floor
+LOSSY_FN int encode(float x, float offset, float inv, int levels, float u) {
+  const int code = (int)add_rn(mul_rn(add_rn(x, -offset), inv), u);  // not negative, so truncation is floor
+  return code < levels ? code : levels;
 }
 LOSSY_FN float decode(int code, float scale, float offset) { return add_rn(mul_rn((float)code, scale), offset); }
-
-// first where `choose`, else second, without a branch: compilers would otherwise move the floating-point additions below
-// into one, which keeps loops scalar.
-LOSSY_FN uint32_t blend(bool choose, uint32_t first, uint32_t second) {
-  return second ^ ((first ^ second) & (0u - (uint32_t)choose));
-}
 
 // Half and bfloat16 as bit patterns: no header, no hardware type, the same result everywhere; NaN becomes canonical.
 LOSSY_FN float half_to_float(uint16_t h) {
@@ -219,8 +218,8 @@ LOSSY_FN bool is_set(double v) { return v != 0.0; }
 LOSSY_FN bool is_set(half_bits v) { return (v.u & 0x7fffu) != 0; }
 LOSSY_FN bool is_set(bfloat16_bits v) { return (v.u & 0x7fffu) != 0; }
 
-constexpr int64_t kMaskedAlign = 8;  // elements of a group are padded to a multiple of this
-LOSSY_FN int64_t padded(int64_t length) { return (length + kMaskedAlign - 1) / kMaskedAlign * kMaskedAlign; }
+// Elements of a group with its padding.
+LOSSY_FN int64_t padded(int64_t length) { return (length + 7) / 8 * 8; }
 
 // Where group `g` of a row of `width` elements begins and how many elements it has.
 LOSSY_FN int64_t group_length(int64_t width, int64_t group_size, int64_t g) {

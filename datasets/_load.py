@@ -1,0 +1,141 @@
+"""One verb for every source of graphs: an embedded name, a published one, a generated one, a file or a folder."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphlossy.datasets._assemble import Arrays, assemble
+from graphlossy.datasets._errors import DatasetError
+from graphlossy.datasets._folder import is_folder_layout, read_folder
+from graphlossy.datasets._npz import read_npz
+from graphlossy.datasets._planetoid import PLANETOID, find_raw, prepare, read_planetoid
+from graphlossy.datasets._wordnet import NAME as WORDNET
+from graphlossy.datasets._wordnet import read_wordnet
+from graphlossy.datasets.synthetic import PRESETS, generate
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+__all__ = ["load", "names"]
+
+
+def names() -> list[str]:
+    """The names that :func:`load` knows besides files and folders.
+
+    Example:
+        >>> names()
+        ['CiteSeer', 'Cora', 'PubMed', 'synth-arxiv', 'synth-arxiv-tiny', 'wordnet-verbs']
+    """
+    return sorted([*PLANETOID, *PRESETS, WORDNET])
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    split: int | None = 0,
+    seed: int = 0,
+) -> Data:
+    """Loads a graph for node classification, checked, undirected, and with training, validation and test nodes.
+
+    ==========================================  ======================================================================
+    ``"wordnet-verbs"``                         the embedded graph, 13,767 nodes, 15,653 edges, 15 classes
+    ``"Cora"``, ``"CiteSeer"``, ``"PubMed"``    the citation graphs with their public split, from files under ``root``
+                                                or downloaded to it (see :func:`prepare`)
+    ``"synth-arxiv"``, ``"synth-arxiv-tiny"``   generated: :func:`graphlossy.datasets.synthetic.dc_sbm`
+    a path ending in ``.npz``                   a heterophilous graph (keys ``node_features``, ``edges``, ...) with its
+                                                ten splits, or an attributed one (keys ``adj_data``, ``attr_data``, ...)
+                                                with 20 training and 30 validation nodes a class
+    a folder                                    ``.npy`` files as :func:`save_folder` writes them, memory-mapped; or
+                                                Planetoid's raw files
+    ==========================================  ======================================================================
+
+    Every edge is there in both directions and once, sorted by source; self-loops are left out, as convolutions that
+    want them add their own. Names are matched in any case and come before paths: ``./Cora`` is a path.
+
+    Args:
+        name_or_path: as above.
+        root: folder of Planetoid's files; by default ``$GRAPHLOSSY_DATA`` or ``~/.cache/graphlossy``.
+        split: number of the split; None gives all of them, as masks [N, S]. Sources without splits of their own have
+            ten, 60 % / 20 % / 20 % unless the table says otherwise, drawn from ``seed``.
+        seed: of drawn splits and of generated graphs.
+
+    Returns:
+        ``Data`` with ``x`` [N, F] float32, ``edge_index`` [2, E] int64, ``y`` [N] int64 (or [N, T] float32, 0, 1 and
+        NaN, one column a task), boolean ``train_mask``, ``val_mask`` and ``test_mask``, and the plain values ``name``,
+        ``num_classes`` (tasks, for [N, T]) and ``metric``: ``"accuracy"`` or ``"rocauc"``.
+
+    Raises:
+        DatasetError: there is no such data set (close names are suggested) or split, a file is damaged or of another
+            format, a download failed, or the data fail :func:`check_data`.
+        TypeError: ``split`` or ``seed`` is no integer.
+
+    Example:
+        >>> from graphlossy.datasets import load
+        >>> data = load("wordnet-verbs")
+        >>> data.num_nodes, data.num_edges, data.num_features, data.num_classes, data.metric
+        (13767, 31306, 512, 15, 'accuracy')
+        >>> load("wordnet-verb")
+        Traceback (most recent call last):
+        ...
+        graphlossy.datasets._errors.DatasetError: there is no data set 'wordnet-verb'; did you mean 'wordnet-verbs'? ...
+    """
+    text = os.fspath(name_or_path)
+    if split is not None:
+        _check_number("split", split)
+    _check_number("seed", seed)
+    return assemble(_read(text, root, seed), split, seed)
+
+
+def _read(text: str, root: str | os.PathLike[str] | None, seed: int) -> Arrays:
+    name = {known.lower(): known for known in names()}.get(text.lower())
+    if name == WORDNET:
+        return read_wordnet()
+    if name in PRESETS:
+        return generate(name, seed)
+    if name is not None:
+        return read_planetoid(prepare(name, root))
+    path = Path(text)
+    if path.is_dir():
+        return _read_directory(path)
+    if path.is_file():
+        if path.suffix == ".npz":
+            return read_npz(path)
+        raise DatasetError(f"{path}: a graph file ends in .npz; for .npy files give the folder that holds them")
+    if path.suffix == ".npz" or len(path.parts) > 1:
+        raise DatasetError(f"{path}: there is no such file or folder{_in_parent(path)}")
+    close = difflib.get_close_matches(text.lower(), [known.lower() for known in names()], n=2, cutoff=0.6)
+    suggested = " or ".join(repr(known) for known in names() if known.lower() in close)
+    raise DatasetError(
+        f"there is no data set {text!r}; {f'did you mean {suggested}? ' if suggested else ''}"
+        f"the names are {', '.join(names())}; else give the path of an .npz file or a folder"
+    )
+
+
+def _read_directory(path: Path) -> Arrays:
+    if is_folder_layout(path):
+        return read_folder(path)
+    for folder in (path, path / "raw"):
+        if find_raw(folder):
+            return read_planetoid(folder)
+    raise DatasetError(
+        f"{path}: holds no graph; a folder needs edge_index.npy, x.npy and y.npy, or the raw files of a Planetoid graph"
+    )
+
+
+def _in_parent(path: Path) -> str:
+    """Says what there is instead, where the folder exists."""
+    if not path.parent.is_dir():
+        return f"; nor is there a folder {path.parent}"
+    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not 0 <= value < 2**32:
+        raise DatasetError(f"{name} must be from 0 to {2**32 - 1}, got {value}")
