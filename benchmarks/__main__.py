@@ -10,10 +10,10 @@ from pathlib import Path
 from benchmarks._report import RESULTS
 
 EXAMPLES = """\
-  python -m benchmarks                                        all on the CPU, about an hour and a half on 2 cores
+  python -m benchmarks --fresh                                all on the CPU, about an hour and a half on 2 cores
   python -m benchmarks --planetoid-root DIR --tolokers FILE   with the data sets that are not embedded
   python -m benchmarks --only memory,bits_per_element
-  python -m benchmarks --device cuda
+  python -m benchmarks --device cuda --fresh
   python -m benchmarks --tiny --out-dir /tmp/results          all of them in a minute or two; no figures"""
 
 # Quick ones first. Each is a module of its own with more options: python -m benchmarks.NAME --help
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     made.add_argument("--only", default=None, help=f"comma-separated, of {', '.join(CPU)}")
     made.add_argument("--tiny", action="store_true", help="seconds each: shows that they run, no figures")
+    made.add_argument("--fresh", action="store_true", help="measure again what the result files hold already")
     made.add_argument("--out-dir", type=Path, default=RESULTS, help="(default: %(default)s)")
     made.add_argument("--planetoid-root", metavar="DIR", help="for accuracy: folder with Cora's ind.cora.* files")
     made.add_argument("--tolokers", metavar="FILE", help="for accuracy: tolokers.npz")
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     failed = []
     for name in chosen:
         command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(args.out_dir / f"{name}.json")]
-        command += ["--tiny"] if args.tiny else []
+        command += [flag for flag in ("--tiny", "--fresh") if getattr(args, flag[2:])]
         if name == "accuracy":
             command += ["--planetoid-root", args.planetoid_root] if args.planetoid_root else []
             command += ["--tolokers", args.tolokers] if args.tolokers else []

@@ -18,11 +18,11 @@ import torch
 __all__ = [
     "RESULTS",
     "bar",
+    "earlier",
     "header",
     "machine",
     "parser",
     "print_bars",
-    "read_json",
     "spread",
     "versions",
     "write_json",
@@ -137,6 +137,18 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     os.replace(file.name, path)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The data of an earlier run; None if there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+def earlier(path: Path, head: dict[str, Any], fresh: bool) -> dict[str, Any]:
+    """The data of an earlier run that can be continued; {} if there is none or ``fresh`` is asked for.
+
+    Raises:
+        SystemExit: the file holds figures of another machine, other versions or other settings.
+    """
+    if fresh or not path.exists():
+        return {}
+    data: dict[str, Any] = json.loads(path.read_text())
+    other = [key for key, value in head.items() if data.get(key) != value]
+    if other:
+        raise SystemExit(
+            f"{path} holds figures under another {', '.join(other)}: give another --out, or --fresh to start again"
+        )
+    return data

@@ -144,7 +144,7 @@ class Runner:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            total += float(loss)
+            total += loss.item()
         return total / self.updates
 
 

@@ -127,14 +127,15 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _save(path: Path, new: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
-    """Adds runs to the file, whoever else has written to it meanwhile."""
+def _save(path: Path, new: list[dict[str, Any]], fresh: bool = False) -> dict[str, Any]:
+    """Adds runs to the file, whoever else has written to it meanwhile; ``fresh``: to an empty one."""
+    data = _report.header("accuracy", {"graph": "adj_t", "model": "gcn", "threads_per_run": 1})
     with _locked(path):
-        old = _report.read_json(path) or {"runs": [], "protocols": {}}
+        old = _report.earlier(path, data, fresh)
         # Runs under another protocol than today's cannot stand beside new ones.
-        same = {name for name, protocol in PROTOCOLS.items() if old["protocols"].get(name) == protocol._asdict()}
-        merged = {_key(run): run for run in [*(r for r in old["runs"] if r["dataset"] in same), *new]}
-        data = _report.header("accuracy", settings)
+        stored = old.get("protocols", {})
+        same = {name for name, protocol in PROTOCOLS.items() if stored.get(name) == protocol._asdict()}
+        merged = {_key(run): run for run in [*(r for r in old.get("runs", []) if r["dataset"] in same), *new]}
         data["schemes"] = {name: text for name, text in VARIANTS.items() if name in SCHEMES}
         data["protocols"] = {name: protocol._asdict() for name, protocol in PROTOCOLS.items()}
         data["runs"] = [merged[key] for key in sorted(merged)]
@@ -150,6 +151,20 @@ def _key(run: dict[str, Any]) -> Key:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def _results(runs: list[tuple[Any, ...]], jobs: int) -> Iterator[dict[str, Any]]:
+    """What :func:`train` returns for each of ``runs``, as they finish; each run has one thread."""
+    threads = torch.get_num_threads()
+    if jobs == 1:
+        _one_thread()
+        yield from (train(*run) for run in runs)
+        torch.set_num_threads(threads)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the workers, which start as fresh processes
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
+        for future in as_completed([pool.submit(train, *run) for run in runs]):
+            yield future.result()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -174,20 +189,15 @@ def main(argv: list[str] | None = None) -> None:
         if name in ("cora", "tolokers") and paths[name] is None:
             made.error(f"{name}: say where its files are ({'--planetoid-root' if name == 'cora' else '--tolokers'})")
     seeds = args.seeds or (2 if args.tiny else 10)
-    settings = {"seeds": seeds, "epochs": args.epochs, "graph": "adj_t", "model": "gcn", "threads_per_run": 1}
-    data = _save(args.out, [], settings)
+    data = _save(args.out, [], args.fresh)
     done = {_key(run): run["epochs"] for run in data["runs"]}
     wanted = [(d, s, i) for i in range(seeds) for d in datasets for s in schemes]
     todo = [key for key in wanted if done.get(key) != (args.epochs or PROTOCOLS[key[0]].epochs)]
     print(f"{len(todo)} runs to do, {len(wanted) - len(todo)} are there already", flush=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the workers, which start as fresh processes
-    with ProcessPoolExecutor(args.jobs, get_context("spawn"), _one_thread) as pool:
-        futures = [pool.submit(train, d, paths[d], s, i, args.epochs) for d, s, i in todo]
-        for number, future in enumerate(as_completed(futures), 1):
-            run = future.result()
-            data = _save(args.out, [run], settings)
-            line = f"[{number}/{len(todo)}] {run['dataset']:13} {run['scheme']:14} seed {run['seed']}"
-            print(f"{line}: test {run['test']:6.2f}  ({run['seconds']:.1f} s)", flush=True)
+    for number, run in enumerate(_results([(d, paths[d], s, i, args.epochs) for d, s, i in todo], args.jobs), 1):
+        data = _save(args.out, [run])
+        line = f"[{number}/{len(todo)}] {run['dataset']:13} {run['scheme']:14} seed {run['seed']}"
+        print(f"{line}: test {run['test']:6.2f}  ({run['seconds']:.1f} s)", flush=True)
     _report.print_bars(data["bars"])
 
 

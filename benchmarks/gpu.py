@@ -85,12 +85,11 @@ def main(argv: list[str] | None = None) -> None:
     if not args.tiny:
         args.nodes, args.edges = args.nodes or ARXIV["nodes"], args.edges or ARXIV["edges"]
     settings = memory.settings_of(args)
-    data: dict[str, Any] = _report.read_json(args.out) or {} if not args.fresh else {}
-    rates = data.get("bandwidth")
+    data: dict[str, Any] = _report.header("gpu", settings, args.device)
+    old = _report.earlier(args.out, data, args.fresh)
+    data["runs"], rates = old.get("runs", {}), old.get("bandwidth")
     if args.only != "bandwidth":
         data = memory.measure_all(args, settings, "gpu")
-    else:
-        data = {**_report.header("gpu", settings, args.device), "runs": data.get("runs", {})}
     if args.only != "memory":
         rates = _in_own_process(args.device, 4000 if args.tiny else 2**20, 3 if args.tiny else 20)
         for name, rate in rates.items():

@@ -23,8 +23,8 @@ EXAMPLES = """\
   python -m benchmarks.memory --models gcn --variants pyg-csr,compress-2bit
   python -m benchmarks.memory --tiny --out /tmp/memory.json     seconds; shows that everything runs
 
-Finished measurements in --out are kept and only what is missing is run, if the settings are the same; --fresh starts
-again. Stop and repeat the command whenever you like."""
+Finished measurements in --out are kept and only what is missing is run; --fresh starts again. Stop and repeat the
+command whenever you like."""
 
 # Bit widths other than 2 on one model are enough to see their law.
 ONLY_GCN = ("compress-8bit", "compress-4bit", "compress-1bit")
@@ -67,12 +67,10 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
 def measure_all(args: argparse.Namespace, settings: dict[str, Any], benchmark: str) -> dict[str, Any]:
     """Runs what is missing in ``args.out``, method after method, round after round, writing after each."""
-    old = None if args.fresh else _report.read_json(args.out)
-    if old is not None and old["settings"] != settings:
-        raise SystemExit(f"{args.out} holds figures with other settings; give another --out, or --fresh to start again")
     data = _report.header(benchmark, settings, settings["device"])
+    runs = _report.earlier(args.out, data, args.fresh).get("runs", {})
     data["variants"] = {name: text for name, text in VARIANTS.items() if name in args.variants}
-    data["runs"] = (old or {}).get("runs", {})
+    data["runs"] = runs
     for model in args.models:
         for number in range(args.rounds):
             for variant in args.variants:
@@ -176,7 +174,6 @@ def arguments(description: str, examples: str, out: str) -> argparse.ArgumentPar
     made.add_argument("--steps", type=int, default=None, help="measured steps in a round (default: 3; 1 if --tiny)")
     made.add_argument("--nodes", type=int, default=None, help="of the graph (default: 120000; 3000 if --tiny)")
     made.add_argument("--edges", type=int, default=None, help="of the graph (default: 800000; 20000 if --tiny)")
-    made.add_argument("--fresh", action="store_true", help="start again instead of continuing --out")
     return made
 
 

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from graphlossy.datasets._assemble import Arrays, assemble
 from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._folder import is_folder_layout, read_folder
@@ -135,7 +137,7 @@ def _in_parent(path: Path) -> str:
 
 
 def _check_number(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if not 0 <= value < 2**32:
         raise DatasetError(f"{name} must be from 0 to {2**32 - 1}, got {value}")

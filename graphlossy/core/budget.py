@@ -1,7 +1,8 @@
 """Spend a byte budget where it hurts least: widths for tensors of different sensitivity, and sizes as text.
 
 Rounding tensor i to b bits adds a variance s_i / (2^b - 1)^2, with s_i its sensitivity. ActNN (Chen et al., ICML 2021,
-section 4) minimises the sum under a budget greedily; so does :func:`allocate_bits`, and it then mends what greed left.
+section 4) minimises the sum under a budget greedily; so does :func:`allocate_bits`, and it then closes the gap that
+greed leaves.
 """
 
 from __future__ import annotations
@@ -9,17 +10,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
 __all__ = ["allocate_bits", "allocate_bits_exact", "format_bytes", "parse_bytes"]
 
-_UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1000, "m": 1000**2, "mb": 1000**2, "g": 1000**3, "gb": 1000**3,
-          "kib": 1024, "mib": 1024**2, "gib": 1024**3, "t": 1000**4, "tb": 1000**4, "tib": 1024**4}  # fmt: skip
+_SI = {"k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_UNITS = {"": 1, **_SI, **{f"{p}i": 1024**n for n, p in enumerate(_SI, 1)}}
+_CORE = 256  # tensors whose widths the search decides; the others stay where greed left them
+_STATES = 4096  # partial choices that the search keeps
 
 
 def parse_bytes(size: int | float | str) -> int:
     """Number of bytes of ``size``: a number, or a text such as ``"512MB"``, ``"1.5GiB"`` or ``"800k"``.
+
+    k, M, G, T are powers of 1000 and Ki, Mi, Gi, Ti powers of 1024, with or without B, in any case of letters.
 
     Raises:
         TypeError, ValueError: ``size`` is no size; the text says what is.
@@ -34,10 +41,11 @@ def parse_bytes(size: int | float | str) -> int:
         if not math.isfinite(size) or size < 0:
             raise ValueError(f"a size must be a finite number of bytes, at least 0; got {size!r}")
         return int(size)
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", size)
-    if found is None or found[2].lower() not in _UNITS:
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)\s*", size)
+    unit = None if found is None else _UNITS.get(found[2].lower().removesuffix("b"))
+    if found is None or unit is None:
         raise ValueError(f"{size!r} is not a size; write for example '800k', '512MB', '1.5GiB' or a number of bytes")
-    return int(float(found[1]) * _UNITS[found[2].lower()])
+    return int(Fraction(found[1]) * unit)  # exact: 2.3 * 1000 in floats is less than 2300
 
 
 def format_bytes(size: float) -> str:
@@ -51,7 +59,7 @@ def format_bytes(size: float) -> str:
         return f"{size:.0f} B"
     for unit in ("KiB", "MiB", "GiB"):
         size /= 1024
-        if abs(size) < 1024:
+        if abs(round(size, 1)) < 1024:
             return f"{size:.1f} {unit}"
     return f"{size / 1024:.1f} TiB"
 
@@ -59,163 +67,207 @@ def format_bytes(size: float) -> str:
 def allocate_bits(
     sensitivities: Sequence[float],
     sizes: Sequence[int],
-    budget: int,
+    budget: int | float | str,
     choices: Sequence[int] = (1, 2, 4, 8),
     metadata_bits: float = 32 / 256,
 ) -> list[int]:
     """Width of each tensor so that the summed variance is least and the bytes fit.
 
-    Minimises sum_i s_i / (2^b_i - 1)^2 subject to sum_i ceil(n_i (b_i + metadata_bits) / 8) <= budget. Steps are taken
-    along each tensor's convex hull of (bytes, variance), best gain per byte first; a dynamic program over the budget in
-    4,096 units is the second candidate; the better one is mended by single raises and exchanges until none helps.
+    Minimises sum_i s_i / (2^b_i - 1)^2 subject to sum_i ceil(n_i (b_i + metadata_bits) / 8) <= budget: a knapsack with
+    several choices. Steps along each tensor's convex hull of (bytes, variance) are taken greedily, best gain per byte
+    first. Then partial choices are extended tensor by tensor and dropped as soon as the linear bound on what they can
+    still become is no better than what was found. The result is the optimum, except where more than 4,096 partial
+    choices compete or there are more than 256 tensors: then it may be worse, by less than one greedy step. A tensor
+    that gains nothing from more bits, such as one of sensitivity 0, gets the fewest.
 
     Args:
-        sensitivities: s_i, at least 0.
+        sensitivities: s_i, finite and at least 0.
         sizes: elements n_i of each tensor.
-        budget: bytes.
-        choices: widths allowed.
-        metadata_bits: bits per element of scales and offsets.
+        budget: bytes, or a text such as ``"1.5GiB"``.
+        choices: widths allowed, in bits.
+        metadata_bits: bits per element of scales and offsets; the default is 32 bits for a group of 256.
 
     Raises:
-        ValueError: the lists do not match, a value is negative or NaN, or the budget is below the lowest widths' bytes.
+        ValueError: the lists do not match, a value is negative or NaN, or the budget is below the lowest widths' bytes
+            (the text says how many they are).
 
     Example:
         >>> allocate_bits([100.0, 1.0], [1000, 1000], budget=700)
         [4, 1]
     """
-    widths, cost, loss = _tables(sensitivities, sizes, budget, choices, metadata_bits)
-    candidates = [_greedy(cost, loss, budget), _by_units(cost, loss, budget)]
-    level = min(candidates, key=lambda chosen: sum(v[k] for v, k in zip(loss, chosen, strict=True)))
-    _improve(level, budget - sum(c[k] for c, k in zip(cost, level, strict=True)), cost, loss)
-    return [widths[k] for k in level]
+    tensors, free = _problem(sensitivities, sizes, budget, choices, metadata_bits)
+    level, left, core = _greedy(tensors, free)
+    # What the core's tensors may share: what greed gave them, and what it left.
+    room = left + sum(tensors[i].price[level[i]] for i in core)
+    found = _search([tensors[i] for i in core], room, sum(tensors[i].loss[level[i]] for i in core))
+    for i, k in zip(core, found or (), strict=bool(found)):
+        level[i] = k
+    return [t.bits[k] for t, k in zip(tensors, level, strict=True)]
 
 
-def _greedy(cost: list[list[int]], loss: list[list[float]], budget: int) -> list[int]:
-    level = [0] * len(cost)
-    left = budget - sum(c[0] for c in cost)
-    steps = sorted(_hull_steps(cost, loss), key=lambda s: (-s[0], s[1], s[2]))
-    for _, i, start, end in steps:
-        if level[i] == start and cost[i][end] - cost[i][start] <= left:
-            left -= cost[i][end] - cost[i][start]
-            level[i] = end
-    return level
+class _Tensor(NamedTuple):
+    """Widths of a tensor worth choosing: bytes rise and variances fall strictly along each list."""
+
+    bits: list[int]
+    price: list[int]  # bytes beyond those of the lowest width
+    loss: list[float]  # variance, as a share of the largest sensitivity
+
+    def hull(self) -> list[tuple[float, int, int]]:
+        """(gain per byte, from level, to level) along the lower convex hull of (price, loss); gains fall."""
+        steps, level = [], 0
+        while level < len(self.bits) - 1:
+            gain, end = max(
+                ((self.loss[level] - self.loss[k]) / (self.price[k] - self.price[level]), k)
+                for k in range(level + 1, len(self.bits))
+            )
+            steps.append((gain, level, end))
+            level = end
+        return steps
 
 
-def _by_units(cost: list[list[int]], loss: list[list[float]], budget: int, units: int = 4096) -> list[int]:
-    """The optimum when every raise costs whole units of the free budget, rounded up: it always fits."""
-    free = budget - sum(c[0] for c in cost)
-    if free <= 0:
-        return [0] * len(cost)
-    least = np.zeros(units + 1)
-    choices = np.zeros((len(cost), units + 1), dtype=np.int8)
-    prices = [[-(-(p - c[0]) * units // free) for p in c] for c in cost]
-    for i, (price, v) in enumerate(zip(prices, loss, strict=True)):
-        grown = least + v[0]
-        for k in range(1, len(price)):
-            if price[k] > units:
-                break
-            candidate = np.full(units + 1, np.inf)
-            candidate[price[k] :] = least[: units + 1 - price[k]] + v[k]
-            better = candidate < grown
-            grown[better] = candidate[better]
-            choices[i, better] = k
-        least = grown
-    level, at = [0] * len(cost), units
-    for i in reversed(range(len(cost))):
-        level[i] = int(choices[i, at])
-        at -= prices[i][level[i]]
-    return level
-
-
-def _tables(
-    sensitivities: Sequence[float], sizes: Sequence[int], budget: int, choices: Sequence[int], metadata_bits: float
-) -> tuple[list[int], list[list[int]], list[list[float]]]:
+def _problem(
+    sensitivities: Sequence[float],
+    sizes: Sequence[int],
+    budget: int | float | str,
+    choices: Sequence[int],
+    metadata_bits: float,
+) -> tuple[list[_Tensor], int]:
+    """The tensors, and the bytes of the budget beyond the lowest widths."""
     if len(sensitivities) != len(sizes):
         raise ValueError(f"one sensitivity for each size is needed; got {len(sensitivities)} and {len(sizes)}")
-    if not choices or any(b < 1 for b in choices):
-        raise ValueError(f"choices must be widths of at least 1 bit; got {tuple(choices)}")
-    for name, values in (("sensitivities", sensitivities), ("sizes", sizes)):
+    if not choices or any(b != int(b) or not 1 <= b <= 64 for b in choices):
+        raise ValueError(f"choices must be widths of 1 to 64 bits; got {tuple(choices)}")
+    for name, values in (("sensitivities", sensitivities), ("sizes", sizes), ("metadata_bits", (metadata_bits,))):
         for i, value in enumerate(values):
             if not value >= 0 or math.isinf(value):
                 raise ValueError(f"{name} must be finite and at least 0; {name}[{i}] is {value}")
-    widths = sorted(set(choices))
-    cost = [[math.ceil(n * (b + metadata_bits) / 8) for b in widths] for n in sizes]
-    loss = [[s / (2**b - 1) ** 2 for b in widths] for s in sensitivities]
-    least = sum(c[0] for c in cost)
-    if least > budget:
+    limit = parse_bytes(budget) if isinstance(budget, str) else budget
+    widths = sorted({int(b) for b in choices})
+    scale = max(sensitivities, default=0.0) or 1.0
+    tensors, least = [], 0
+    for s, n in zip(sensitivities, sizes, strict=True):
+        cost = [math.ceil(int(n) * (b + metadata_bits) / 8) for b in widths]
+        least += cost[0]
+        tensor = _Tensor(widths[:1], [0], [s / scale / (2 ** widths[0] - 1) ** 2])
+        for b, c in zip(widths[1:], cost[1:], strict=True):
+            loss = s / scale / (2**b - 1) ** 2
+            if loss < tensor.loss[-1]:
+                if c - cost[0] == tensor.price[-1]:  # a better width for the same bytes, of a tiny tensor
+                    for values in tensor:
+                        values.pop()
+                tensor.bits.append(b)
+                tensor.price.append(c - cost[0])
+                tensor.loss.append(loss)
+        tensors.append(tensor)
+    if not limit >= least:
         raise ValueError(
-            f"budget of {budget} bytes cannot be met: the lowest width ({widths[0]} bit) needs {least} bytes; "
+            f"budget of {limit} bytes cannot be met: the lowest width ({widths[0]} bit) needs {least} bytes; "
             "raise the budget"
         )
-    return widths, cost, loss
+    return tensors, int(min(limit, least + sum(t.price[-1] for t in tensors))) - least
 
 
-def _hull_steps(cost: list[list[int]], loss: list[list[float]]) -> list[tuple[float, int, int, int]]:
-    """(gain per byte, tensor, from level, to level) along the lower convex hull of every tensor."""
-    steps = []
-    for i, (c, v) in enumerate(zip(cost, loss, strict=True)):
-        level = 0
-        while level < len(c) - 1:
-            gain, end = max(((v[level] - v[k]) / max(1, c[k] - c[level]), k) for k in range(level + 1, len(c)))
-            if gain <= 0:
-                break
-            steps.append((gain, i, level, end))
-            level = end
-    return steps
+def _greedy(tensors: list[_Tensor], free: int) -> tuple[list[int], int, list[int]]:
+    """(level of each tensor, bytes left, the tensors whose level is least certain)."""
+    level = [0] * len(tensors)
+    steps = [(-gain, i, start, end) for i, t in enumerate(tensors) for gain, start, end in t.hull()]
+    last = None  # the gain of the first step that did not fit
+    for negative, i, start, end in sorted(steps):
+        price = tensors[i].price[end] - tensors[i].price[start]
+        if level[i] == start and price <= free:
+            free -= price
+            level[i] = end
+        elif last is None:
+            last = -negative
+    if last is None:
+        return level, free, []  # every tensor has its best width
+    doubt: dict[int, float] = {}
+    for negative, i, _, _ in steps:
+        doubt[i] = min(doubt.get(i, math.inf), abs(math.log(-negative / last)) if last and negative else math.inf)
+    return level, free, sorted(doubt, key=lambda i: (doubt[i], i))[:_CORE]
 
 
-def _improve(level: list[int], left: int, cost: list[list[int]], loss: list[list[float]]) -> None:
-    """Raises one tensor, or raises one and lowers another, while that lowers the sum and fits."""
-    count = len(level)
-    levels = range(len(cost[0])) if count else range(0)
-    while True:
-        best, move = 0.0, None
-        for i in range(count):
-            for up in levels:
-                if up <= level[i]:
-                    continue
-                gain = loss[i][level[i]] - loss[i][up]
-                price = cost[i][up] - cost[i][level[i]]
-                if price <= left and gain > best * (1 + 1e-12):
-                    best, move = gain, ((i, up),)
-                for j in range(count) if count <= 32 else ():
-                    for down in levels:
-                        if j == i or down >= level[j]:
-                            continue
-                        net = gain - (loss[j][down] - loss[j][level[j]])
-                        if price - (cost[j][level[j]] - cost[j][down]) <= left and net > best * (1 + 1e-12):
-                            best, move = net, ((i, up), (j, down))
-        if move is None:
-            return
-        for i, k in move:
-            left -= cost[i][k] - cost[i][level[i]]
-            level[i] = k
+def _search(tensors: list[_Tensor], room: int, best: float) -> list[int] | None:
+    """Levels with a summed loss below ``best`` and prices of at most ``room``; None if there are none."""
+    # Large tensors first: the bound of what remains is the tighter the smaller its steps are.
+    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].price[-1])
+    position = {i: n for n, i in enumerate(order)}
+    hull = sorted(((-g, position[i], s, e, i) for i, t in enumerate(tensors) for g, s, e in t.hull()))
+    where = np.array([p for _, p, _, _, _ in hull], dtype=np.int64)
+    prices = np.array([tensors[i].price[e] - tensors[i].price[s] for _, _, s, e, i in hull], dtype=np.int64)
+    gains = np.array([tensors[i].loss[s] - tensors[i].loss[e] for _, _, s, e, i in hull])
+    goal = best * (1 - 1e-12)
+    spent, total = np.zeros(1, dtype=np.int64), np.zeros(1)
+    trace: list[tuple[np.ndarray, np.ndarray]] = []
+    for n, i in enumerate(order):
+        t = tensors[i]
+        parent = np.tile(np.arange(len(spent)), len(t.bits))
+        choice = np.repeat(np.arange(len(t.bits)), len(spent))
+        spent = (spent + np.array(t.price)[:, None]).ravel()
+        total = (total + np.array(t.loss)[:, None]).ravel()
+        # The linear relaxation of the tensors to come: steps of their hulls by gain per byte, the last one in part.
+        rest = where > n
+        x = np.concatenate(([0], np.cumsum(prices[rest])))
+        y = np.concatenate(([0.0], np.cumsum(gains[rest])))
+        bound = total + sum(tensors[j].loss[0] for j in order[n + 1 :]) - np.interp(room - spent, x, y)
+        alive = np.flatnonzero((spent <= room) & (bound < goal))
+        alive = alive[np.lexsort((total[alive], spent[alive]))]
+        least = np.minimum.accumulate(total[alive])
+        alive = alive[np.concatenate(([True], total[alive][1:] < least[:-1]))] if len(alive) else alive
+        if len(alive) > _STATES:
+            alive = alive[np.sort(np.argpartition(bound[alive], _STATES)[:_STATES])]
+        if not len(alive):
+            return None
+        spent, total = spent[alive], total[alive]
+        trace.append((parent[alive], choice[alive]))
+    level, state = [0] * len(tensors), int(np.argmin(total))
+    for i, (parent, choice) in zip(reversed(order), reversed(trace), strict=True):
+        level[i], state = int(choice[state]), int(parent[state])
+    return level
 
 
 def allocate_bits_exact(
     sensitivities: Sequence[float],
     sizes: Sequence[int],
-    budget: int,
+    budget: int | float | str,
     choices: Sequence[int] = (1, 2, 4, 8),
     metadata_bits: float = 32 / 256,
+    unit: int = 1,
 ) -> list[int]:
-    """The optimum by dynamic programming over bytes: the checker of :func:`allocate_bits`, for small instances.
+    """The optimum by dynamic programming over every number of bytes: the checker of :func:`allocate_bits`.
 
-    Keeps, tensor by tensor, every (bytes, variance) that no other combination beats in both.
+    Time and memory grow with tensors times the free bytes / ``unit``: for small instances.
+
+    Args:
+        sensitivities, sizes, budget, choices, metadata_bits: as for :func:`allocate_bits`.
+        unit: bytes at a time; above 1 every raise is rounded up to whole units, so that the result fits the budget but
+            may miss the optimum.
+
+    Raises:
+        ValueError: as :func:`allocate_bits`, or the table would pass 2^28 entries.
+
+    Example:
+        >>> allocate_bits_exact([100.0, 1.0], [1000, 1000], budget=700)
+        [4, 1]
     """
-    widths, cost, loss = _tables(sensitivities, sizes, budget, choices, metadata_bits)
-    front: list[tuple[int, float, tuple[int, ...]]] = [(0, 0.0, ())]
-    rest = [sum(c[0] for c in cost[i + 1 :]) for i in range(len(cost))]
-    for i, (c, v) in enumerate(zip(cost, loss, strict=True)):
-        grown = sorted(
-            (spent + c[k], total + v[k], (*chosen, k))
-            for spent, total, chosen in front
-            for k in range(len(widths))
-            if spent + c[k] + rest[i] <= budget
-        )
-        front, least = [], math.inf
-        for state in grown:
-            if state[1] < least:
-                front.append(state)
-                least = state[1]
-    return [widths[k] for k in front[-1][2]]
+    if unit < 1:
+        raise ValueError(f"unit must be at least 1 byte, got {unit}")
+    tensors, free = _problem(sensitivities, sizes, budget, choices, metadata_bits)
+    units = free // unit
+    if len(tensors) * (units + 1) > 2**28:
+        raise ValueError(f"{len(tensors)} tensors x {units + 1} units are too many for a table; use a larger unit")
+    least = np.zeros(units + 1)  # variance of the tensors so far within so many units
+    chosen = np.zeros((len(tensors), units + 1), dtype=np.int8)
+    prices = [[-(-price // unit) for price in t.price] for t in tensors]
+    for i, t in enumerate(tensors):
+        before, least = least, least + t.loss[0]
+        for k, price in enumerate(prices[i]):
+            if 0 < price <= units:
+                with_k = np.concatenate((np.full(price, np.inf), before[: units + 1 - price] + t.loss[k]))
+                chosen[i, with_k < least] = k
+                least = np.minimum(least, with_k)
+    level, at = [0] * len(tensors), units
+    for i in reversed(range(len(tensors))):
+        level[i] = int(chosen[i, at])
+        at -= prices[i][level[i]]
+    return [t.bits[k] for t, k in zip(tensors, level, strict=True)]

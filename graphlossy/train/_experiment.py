@@ -64,7 +64,7 @@ class Experiment:
         checkpoint_seconds: least time between two checkpoints; 0 writes one after every epoch.
 
     Raises:
-        TrainError: the device is not there.
+        TrainError: the device is not there, or torch cannot do what is asked for on it.
 
     Example:
         >>> import tempfile
@@ -77,6 +77,8 @@ class Experiment:
 
     def __init__(self, config: TrainConfig, folder: Path | None = None, checkpoint_seconds: float = 5.0) -> None:
         self.device = resolve_device(config.device)
+        if config.amp and config.adj == "csr" and self.device.type == "cpu":
+            raise TrainError("torch has no bfloat16 sparse CSR product on the CPU; leave out --amp or --adj csr")
         # What a resumed run must repeat is written down as it was here, not as it may be found to be there.
         threads = config.threads or torch.get_num_threads()
         self.config = replace(config, device=str(self.device), threads=threads, dataset=_absolute(config.dataset))
@@ -115,7 +117,7 @@ class Experiment:
         with _torch_settings(self.config, self.device):
             task = load_task(self.config, self.device) if task is None else task
             self._fingerprint = task.fingerprint()
-            state = self._open()
+            state = self._open(task)
             try:
                 self._restore(state, task)
                 with self._signals(observer):
@@ -133,9 +135,12 @@ class Experiment:
 
     # -- steps of run -----------------------------------------------------------------------------------------------
 
-    def _open(self) -> dict[str, Any] | None:
+    def _open(self, task: Task) -> dict[str, Any] | None:
         if self.resumed:
             return self.folder.reopen()
+        for scheme in self.config.comparison():
+            if scheme.budget is not None:
+                Run(scheme, self.config.seed, task, self.config).rehearse()
         self.folder.create(self.config)
         return None
 

@@ -38,7 +38,8 @@ def render_report(summary: dict[str, Any], results: Sequence[dict[str, Any]], li
         _table(comparison_rows(summary), first_is_head=True),
         '<p class="note">In brackets: ratio to the baseline. The metric is the mean and the standard deviation over '
         "seeds, each seed's test score taken at its best validation epoch. Saved bytes include scales, offsets and "
-        f"masks. Peak is the highest memory of a step beyond its start: {escape(summary['peak_measured_as'] or '-')}. "
+        "masks. Peak is the highest memory of a step beyond its start, the median of the seeds: "
+        f"{escape(summary['peak_measured_as'] or '-')}. "
         "Seconds are the median of the training steps, without evaluation.</p>",
         "<h2>Training curves</h2>",
         _legend(labels),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphlossy._compress import compress, load_switch_state, restore, switch_state
+from graphlossy._compress import Ledger, compress, load_switch_state, restore, switch_state
 from graphlossy.train._config import Scheme, TrainConfig
 from graphlossy.train._errors import TrainError
 from graphlossy.train._memory import PeakMeter
@@ -140,12 +140,7 @@ class Run:
             meter.start()
         self._synchronize()
         start = time.perf_counter()
-        try:
-            out = self._forward(self.model)
-        except ValueError as error:
-            if self.scheme.budget is None:
-                raise
-            raise TrainError(f"budget {self.scheme.budget}: {error}") from None
+        out = self._forward(self.model)
         loss = task.loss(out, self.split.train)
         loss.backward()
         self.optimizer.step()
@@ -164,16 +159,32 @@ class Run:
         return value, seconds, peak
 
     def _forward(self, model: torch.nn.Module) -> Tensor:
-        if not self.config.amp:
-            return model(self.task.x, self.task.adj)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            return model(self.task.x, self.task.adj).float()
+        try:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.amp):
+                return model(self.task.x, self.task.adj).float()
+        except ValueError as error:
+            if self.scheme.budget is None:
+                raise
+            raise TrainError(f"--budget {self.scheme.budget}: {error}") from None
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
         out = self._forward(self.model)
         return {name: self.task.score(out, rows) for name, rows in self.split.items()}
+
+    def rehearse(self) -> None:
+        """Runs one forward pass on a copy of the model, so that a budget that cannot be met shows before training.
+
+        Raises:
+            TrainError: the scheme's byte budget cannot be met.
+        """
+        with torch.random.fork_rng(devices=self._cuda()):
+            try:
+                self._forward(copy.deepcopy(self.model).train())
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
 
     def _count_baseline(self) -> list[dict[str, Any]]:
         """What plain autograd saves, counted on a copy of the model so that training itself runs without hooks."""
@@ -272,13 +283,10 @@ class Run:
             torch.cuda.synchronize(self.device)
 
 
-def _compress(model: torch.nn.Module, scheme: Scheme) -> Any:
+def _compress(model: torch.nn.Module, scheme: Scheme) -> Ledger:
     if scheme.budget is None:
         return compress(model, bits=scheme.bits)
-    try:
-        return compress(model, budget=scheme.budget)
-    except ValueError as error:
-        raise TrainError(f"budget {scheme.budget}: {error}") from None
+    return compress(model, budget=scheme.budget)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -28,8 +28,8 @@ def summarize(
 
     Returns:
         ``schemes`` has one entry per scheme: ``test_mean``, ``test_std`` (sample standard deviation over seeds, of the
-        test metric at the best validation epoch), ``saved_bytes``, ``peak_bytes`` (the highest of all seeds) and
-        ``seconds_per_epoch`` (median), and under ``ratio`` each of the last three and the mean divided by the
+        test metric at the best validation epoch), ``saved_bytes``, ``peak_bytes`` (each seed's highest; their median)
+        and ``seconds_per_epoch`` (median), and under ``ratio`` each of the last three and the mean divided by the
         baseline's. What was not measured is None.
     """
     schemes = [
@@ -62,8 +62,8 @@ def _scheme(label: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": len(tests),
         "test_mean": statistics.fmean(tests) if tests else None,
         "test_std": statistics.stdev(tests) if len(tests) > 1 else None,
-        "saved_bytes": _highest(results, "saved_bytes"),
-        "peak_bytes": _highest(results, "peak_bytes"),
+        "saved_bytes": _median(results, "saved_bytes"),
+        "peak_bytes": _median(results, "peak_bytes"),
         "seconds_per_epoch": statistics.median(seconds) if seconds else None,
     }
 
@@ -76,5 +76,6 @@ def _ratios(scheme: dict[str, Any], baseline: dict[str, Any]) -> dict[str, float
     return ratios
 
 
-def _highest(results: list[dict[str, Any]], key: str) -> int | None:
-    return max((r[key] for r in results if r[key] is not None), default=None)
+def _median(results: list[dict[str, Any]], key: str) -> int | None:
+    found = [r[key] for r in results if r[key] is not None]
+    return round(statistics.median(found)) if found else None

@@ -81,9 +81,8 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, width: int = 6
         path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line.points if math.isfinite(y))
         kind = "strong" if line.strong else "thin"
         colour = f"var(--c{line.colour % COLOURS})"
-        parts.append(
-            f'<polyline class="{kind}" fill="none" stroke="{colour}" points="{path}"><title>{escape(line.label)}</title></polyline>'
-        )
+        parts.append(f'<polyline class="{kind}" fill="none" stroke="{colour}" points="{path}">')
+        parts.append(f"<title>{escape(line.label)}</title></polyline>")
     return "".join([*parts, "</svg>"])
 
 

@@ -129,6 +129,7 @@ def _adjacency(edge_index: Tensor, nodes: int, kind: str) -> Tensor:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
         # Rows of adj_t are the nodes that receive, so the edges are turned round.
         return to_torch_csr_tensor(edge_index.flip(0), size=(nodes, nodes))
 

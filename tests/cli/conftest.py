@@ -25,8 +25,15 @@ def arrays():
     return graph_arrays()
 
 
+@pytest.fixture(scope="session")
+def write_graph():
+    def write(path):
+        np.savez(path, **graph_arrays())
+        return path
+
+    return write
+
+
 @pytest.fixture
-def graph(tmp_path, arrays):
-    path = tmp_path / "toy.npz"
-    np.savez(path, **arrays)
-    return path
+def graph(tmp_path, write_graph):
+    return write_graph(tmp_path / "toy.npz")

@@ -37,14 +37,18 @@ def wait_for_lines(folder, count):
         time.sleep(0.005)
 
 
-@pytest.fixture
-def whole(graph, tmp_path):
-    code, _, err = finish(start("--dataset", graph, "--out", tmp_path / "whole", *SETTINGS))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, write_graph):
+    """A graph and the folder of a run on it that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    graph = write_graph(folder / "toy.npz")
+    code, _, err = finish(start("--dataset", graph, "--out", folder / "run", *SETTINGS))
     assert code == 0, err
-    return tmp_path / "whole"
+    return graph, folder / "run"
 
 
-def test_killed_and_resumed_gives_the_same_numbers(graph, tmp_path, whole):
+def test_killed_and_resumed_gives_the_same_numbers(tmp_path, undisturbed):
+    graph, whole = undisturbed
     folder = tmp_path / "killed"
     process = start("--dataset", graph, "--out", folder, *SETTINGS, "--checkpoint-seconds", "0")
     wait_for_lines(folder, 100)  # in the second seed
@@ -61,7 +65,8 @@ def test_killed_and_resumed_gives_the_same_numbers(graph, tmp_path, whole):
         assert [scheme[name] for scheme in ours] == [scheme[name] for scheme in theirs]
 
 
-def test_ctrl_c_says_how_to_go_on(graph, tmp_path, whole):
+def test_ctrl_c_says_how_to_go_on(tmp_path, undisturbed):
+    graph, whole = undisturbed
     folder = tmp_path / "stopped"
     process = start("--dataset", graph, "--out", folder, *SETTINGS)
     wait_for_lines(folder, 20)

@@ -60,9 +60,10 @@ def test_the_default_folder_names_data_and_model(graph, tmp_path, monkeypatch):
 @pytest.mark.parametrize("model", ["gcn", "sage", "gat", "gcn2", "gin"])
 @pytest.mark.parametrize("adj", ["edge_index", "csr"])
 def test_every_model_on_either_adjacency(model, adj, graph, tmp_path):
-    result = run("--dataset", graph, "--out", tmp_path / "run", *SMALL, "--model", model, "--adj", adj, "--json")
+    options = [*SMALL, "--epochs", "30", "--model", model, "--adj", adj, "--json"]
+    result = run("--dataset", graph, "--out", tmp_path / "run", *options)
     assert result.exit_code == 0, result.output
-    assert all(scheme["test_mean"] > 0.4 for scheme in json.loads(result.stdout)["schemes"])
+    assert all(scheme["test_mean"] > 0.5 for scheme in json.loads(result.stdout)["schemes"])
 
 
 def test_a_budget_is_kept(graph, tmp_path):
@@ -92,6 +93,7 @@ def test_a_budget_is_kept(graph, tmp_path):
         (["--adj", "dense"], ["adj", "dense"]),
         (["--split", "first"], ["--split", "first"]),
         (["--split", "99"], ["99"]),
+        (["--device", "cpu", "--amp", "--adj", "csr"], ["--amp", "--adj csr"]),
         (["--resume", "no/such/run"], ["no/such/run"]),
         (["--colour"], ["--colour"]),
         (["surplus"], ["surplus"]),

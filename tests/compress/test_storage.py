@@ -353,3 +353,10 @@ def test_an_operation_that_needs_more_bits_does_not_share_fewer():
     ledger, out = records_of(forward, bits=2)
     out.sum().backward()
     assert {r.bits for r in ledger.records if r.op == "scaled_dot_product_attention" and r.how == "quantized"} == {8}
+
+
+@pytest.mark.parametrize("pass_on", [lambda x: x.detach(), lambda x: x.float(), lambda x: x.view(-1, 64), lambda x: x[:]])
+def test_an_input_passed_on_is_still_an_input(pass_on):
+    x, linear = torch.randn(1000, 64), nn.Linear(64, 64)
+    ledger, _ = records_of(lambda: linear(pass_on(x)))
+    assert not ledger.records

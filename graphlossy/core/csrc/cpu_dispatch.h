@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -12,7 +13,7 @@
 #define LOSSY_NOINLINE __attribute__((noinline))
 
 #if defined(__x86_64__) && defined(__linux__)
-#include <xmmintrin.h>
+#include <immintrin.h>
 #define LOSSY_LEVELS 3
 #define LOSSY_V3 __attribute__((noinline, target("arch=x86-64-v3")))
 #if defined(__clang__)
@@ -58,6 +59,59 @@ class KeepDenormals {
   unsigned saved_;
 #endif
 };
+
+// Results much larger than a cache are written past it: a plain store would first read the memory that it overwrites.
+constexpr int64_t kStreamBytes = int64_t{32} << 20;
+using StreamCopy = void (*)(void* to, const void* from, size_t bytes);
+#if LOSSY_LEVELS == 3
+// Copies whole, aligned vectors by `store(to, from)` and what lies before and after them plainly.
+template <size_t WIDTH, class Store>
+LOSSY_INLINE void stream_vectors(void* to, const void* from, size_t bytes, const Store& store) {
+  char* out = static_cast<char*>(to);
+  const char* in = static_cast<const char*>(from);
+  const size_t rest = (size_t)(-reinterpret_cast<uintptr_t>(out) & (WIDTH - 1));
+  size_t at = rest < bytes ? rest : bytes;
+  if (at) std::memcpy(out, in, at);
+  for (; at + WIDTH <= bytes; at += WIDTH) store(out + at, in + at);
+  if (at < bytes) std::memcpy(out + at, in + at, bytes - at);
+}
+struct Store16 {
+  LOSSY_INLINE void operator()(void* to, const void* from) const {
+    _mm_stream_si128(static_cast<__m128i*>(to), _mm_loadu_si128(static_cast<const __m128i*>(from)));
+  }
+};
+struct Store32 {
+  __attribute__((target("arch=x86-64-v3"))) void operator()(void* to, const void* from) const {
+    _mm256_stream_si256(static_cast<__m256i*>(to), _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+  }
+};
+struct Store64 {
+  __attribute__((target("arch=x86-64-v4"))) void operator()(void* to, const void* from) const {
+    _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
+  }
+};
+LOSSY_NOINLINE inline void stream_base(void* to, const void* from, size_t bytes) {
+  stream_vectors<16>(to, from, bytes, Store16{});
+}
+LOSSY_V3 inline void stream_v3(void* to, const void* from, size_t bytes) {
+  stream_vectors<32>(to, from, bytes, Store32{});
+}
+LOSSY_V4 inline void stream_v4(void* to, const void* from, size_t bytes) {
+  stream_vectors<64>(to, from, bytes, Store64{});
+}
+inline void stream_end() { _mm_sfence(); }  // makes what was streamed visible to other threads
+#else
+inline void stream_end() {}
+#endif
+// How to write a result of `bytes`; null: by plain stores.
+inline StreamCopy stream_copy_for(int64_t bytes, int requested) {
+#if LOSSY_LEVELS == 3
+  const int level = level_of(requested);
+  if (bytes >= kStreamBytes) return level == 2 ? stream_v4 : level == 1 ? stream_v3 : stream_base;
+#endif
+  (void)bytes, (void)requested;
+  return nullptr;
+}
 
 // body(first, last) over [0, count) in blocks of `block`, on at most `threads` threads.
 template <class Body>

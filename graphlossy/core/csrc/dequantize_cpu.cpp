@@ -15,6 +15,7 @@ struct DequantizeArgs {
   void* out;
   int64_t width, group_size;
   int bits;
+  StreamCopy stream;
 };
 
 template <int BITS>
@@ -44,11 +45,14 @@ LOSSY_INLINE void unpack_group(const uint8_t* __restrict packed, uint8_t* __rest
   for (int32_t j = 0; j < n; ++j) code[j] |= (uint8_t)(high[j] << 2);
 }
 
+constexpr int32_t kTile = 1024;  // decoded in the cache before they are streamed out
+
 template <class T>
 struct DequantizeBody {
   static LOSSY_INLINE void run(const DequantizeArgs& a, int64_t first, int64_t last) {
     const int64_t per_row = (a.width + a.group_size - 1) / a.group_size, row_bytes = padded(a.width) / 8 * a.bits;
     const int64_t longest = padded(std::min(a.width, a.group_size));
+    T tile[kTile];
     uint8_t kept_codes[2048];
     std::unique_ptr<uint8_t[]> more_codes(longest > 1024 ? new uint8_t[2 * longest] : nullptr);
     uint8_t* codes = longest > 1024 ? more_codes.get() : kept_codes;
@@ -60,13 +64,28 @@ struct DequantizeBody {
       const uint8_t* __restrict code = a.bits == 8 ? packed : codes;
       T* __restrict out = static_cast<T*>(a.out) + row * a.width + g * a.group_size;
       const float scale = bfloat16_to_float(a.scale[index]), offset = bfloat16_to_float(a.offset[index]);
-#pragma omp simd
-      for (int32_t i = 0; i < length; ++i) store_decoded(decode(code[i], scale, offset), out + i);
+      if (!a.stream) {
+        decode_codes(code, out, length, scale, offset);
+      } else {
+        for (int32_t i = 0; i < length; i += kTile) {
+          const int32_t count = std::min(kTile, length - i);
+          decode_codes(code + i, tile, count, scale, offset);
+          a.stream(out + i, tile, count * sizeof(T));
+        }
+      }
       if (++g == per_row) {
         g = 0;
         ++row;
       }
     }
+    if (a.stream) stream_end();
+  }
+
+ private:
+  static LOSSY_INLINE void decode_codes(const uint8_t* __restrict code, T* __restrict out, int32_t n, float scale,
+                                        float offset) {
+#pragma omp simd
+    for (int32_t i = 0; i < n; ++i) store_decoded(decode(code[i], scale, offset), out + i);
   }
 };
 }  // namespace
@@ -78,7 +97,9 @@ extern "C" int lossy_dequantize(const uint8_t* packed, const uint16_t* scale, co
                                 int level) {
   using namespace lossy;
   if (rows == 0 || width == 0) return 0;
-  const DequantizeArgs a{packed, scale, offset, out, width, group_size, bits};
+  const int64_t element = dtype == 0 ? 4 : dtype == 3 ? 8 : 2;
+  const DequantizeArgs a{packed, scale, offset, out, width, group_size, bits, 
+                         stream_copy_for(rows * width * element, level)};
   const int64_t count = rows * ((width + group_size - 1) / group_size);
   const int64_t block = std::max<int64_t>(1, 32768 / std::min(width, group_size));
   switch (dtype) {

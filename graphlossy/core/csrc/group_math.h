@@ -117,29 +117,23 @@ LOSSY_FN uint32_t bfloat16_cut(uint32_t u, bool away) {
   return cut + blend(away & (u != cut), 0x10000u, 0u);
 }
 
-struct Affine {
-  float scale, offset, inv;
-  bool poisoned;
-};
-// Stored metadata of a group; `largest` is the largest pattern of its elements, sign bits cleared.
-LOSSY_FN Affine affine_of(float lo, float hi, uint32_t largest, int levels) {
+// Metadata of a group from its least and greatest value and its largest pattern with the sign bit cleared: what is stored
+// (as float32) and 1 / scale. The scale of a poisoned group is NaN.
+LOSSY_FN void describe_group(float lo, float hi, uint32_t largest, int levels, float& scale, float& offset, float& inv) {
   lo = add_rn(lo, 0.0f);  // -0 becomes +0
   hi = add_rn(hi, 0.0f);
-  const float offset = float_of(bfloat16_cut(bits_of(lo), lo < 0.0f));
-  const float step = div_rn(add_rn(hi, -offset), (float)levels);
+  const float low = float_of(bfloat16_cut(bits_of(lo), lo < 0.0f));
+  const float step = div_rn(add_rn(hi, -low), (float)levels);
   uint32_t u = bfloat16_cut(bits_of(step), step > 0.0f);
   u = blend((u > 0u) & (u < kSmallestNormal), kSmallestNormal, u);
-  const float scale = float_of(u);
-  const float top = add_rn(mul_rn(scale, (float)levels), offset);
+  const float top = add_rn(mul_rn(float_of(u), (float)levels), low);
   const bool sound = (largest < kInfinity) & (top <= float_of(kLargestBfloat16));  // false for a NaN or infinite top
-  const uint32_t inv = bits_of(div_rn(1.0f, scale));
-  Affine a;
-  a.scale = float_of(blend(sound, u, kCanonicalNan));
-  a.offset = float_of(blend(sound, bits_of(offset), 0u));
-  a.inv = float_of(blend(sound & (u != 0u), inv, 0u));
-  a.poisoned = !sound;
-  return a;
+  const uint32_t reciprocal = bits_of(div_rn(1.0f, float_of(u)));
+  scale = float_of(blend(sound, u, kCanonicalNan));
+  offset = float_of(blend(sound, bits_of(low), 0u));
+  inv = float_of(blend(sound & (u != 0u), reciprocal, 0u));
 }
+LOSSY_FN bool is_poisoned(float scale) { return scale != scale; }
 // Code of one element of a sound group; u = 1/2 or 16 random bits.
 LOSSY_FN int encode(float x, float offset, float inv, int levels, float u) {
   const int code = (int)add_rn(mul_rn(add_rn(x, -offset), inv), u);  // not negative, so truncation is floor

@@ -75,21 +75,25 @@ struct ApplyArgs {
   const uint8_t* packed;
   void* out;
   double scale;
+  StreamCopy stream;
 };
 
 template <class T>
 struct ApplyBody {
   static LOSSY_INLINE void run(const ApplyArgs& a, int64_t first, int64_t last) {
     uint8_t set[kTile];
+    T tile[kTile];
     const double scale = a.scale;
     for (int64_t start = first; start < last; start += kTile) {
       const int64_t n = std::min(kTile, last - start);
       for (int64_t j = 0; j < padded(n) / 8; ++j) spread_bits(a.packed[start / 8 + j], set + 8 * j);
       const T* __restrict grad = static_cast<const T*>(a.grad) + start;
-      T* __restrict out = static_cast<T*>(a.out) + start;
+      T* __restrict out = a.stream ? tile : static_cast<T*>(a.out) + start;
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) store_masked(grad[i], set[i] != 0, scale, out + i);
+      if (a.stream) a.stream(static_cast<T*>(a.out) + start, tile, n * sizeof(T));
     }
+    if (a.stream) stream_end();
   }
 };
 }  // namespace
@@ -122,7 +126,8 @@ int lossy_unpack_mask(const uint8_t* packed, uint8_t* out, int64_t numel, int th
 int lossy_mask_apply(const void* grad, int dtype, const uint8_t* packed, void* out, int64_t numel, double scale,
                      int threads, int level) {
   using namespace lossy;
-  const ApplyArgs a{grad, packed, out, scale};
+  const int64_t element = dtype == 0 ? 4 : dtype == 3 ? 8 : 2;
+  const ApplyArgs a{grad, packed, out, scale, stream_copy_for(numel * element, level)};
   switch (dtype) {
     case 0: run_parallel<ApplyBody<float>>(a, numel, kBlock, threads, level); return 0;
     case 1: run_parallel<ApplyBody<half_bits>>(a, numel, kBlock, threads, level); return 0;

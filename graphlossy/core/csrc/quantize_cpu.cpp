@@ -74,9 +74,8 @@ LOSSY_INLINE void pack_group(uint8_t* __restrict code, uint8_t* __restrict out, 
 // Groups whose metadata is computed together, as vectors: as many as stay in the first-level cache.
 constexpr int64_t kBatch = 32, kBatchElements = 4096;
 struct Batch {
-  float lo[kBatch], hi[kBatch], offset[kBatch], inv[kBatch];
+  float lo[kBatch], hi[kBatch], scale[kBatch], offset[kBatch], inv[kBatch];
   uint32_t largest[kBatch], key[kBatch];
-  uint8_t poisoned[kBatch];
 };
 
 template <class T>
@@ -114,7 +113,7 @@ struct QuantizeBody {
       for (int i = 0; i < count; ++i, place.step(per_row)) {
         const int32_t n = (int32_t)padded(length[i]);
         uint8_t* out = a.packed + place.row * row_bytes + place.g * (a.group_size / 8 * a.bits);
-        if (b.poisoned[i]) {
+        if (is_poisoned(b.scale[i])) {
           std::memset(out, 0, n / 8 * a.bits);
           continue;
         }
@@ -162,18 +161,17 @@ struct QuantizeBody {
   }
 
   static LOSSY_INLINE void describe(const QuantizeArgs& a, Batch& b, int64_t start, int count, int levels) {
-    uint16_t* __restrict scale = a.scale + start;
-    uint16_t* __restrict offset = a.offset + start;
+    // Only four-byte types, so that a batch fills vectors.
 #pragma omp simd
     for (int i = 0; i < count; ++i) {
-      const Affine affine = affine_of(b.lo[i], b.hi[i], b.largest[i], levels);
-      b.offset[i] = affine.offset;
-      b.inv[i] = affine.inv;
-      b.poisoned[i] = affine.poisoned;
-      scale[i] = (uint16_t)(bits_of(affine.scale) >> 16);
-      offset[i] = (uint16_t)(bits_of(affine.offset) >> 16);
+      describe_group(b.lo[i], b.hi[i], b.largest[i], levels, b.scale[i], b.offset[i], b.inv[i]);
     }
+#pragma omp simd
     for (int i = 0; i < count; ++i) b.key[i] = group_key(a.seed, (uint64_t)(start + i));
+    for (int i = 0; i < count; ++i) {
+      a.scale[start + i] = (uint16_t)(bits_of(b.scale[i]) >> 16);
+      a.offset[start + i] = (uint16_t)(bits_of(b.offset[i]) >> 16);
+    }
   }
 };
 }  // namespace

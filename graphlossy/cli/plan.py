@@ -1,0 +1,196 @@
+"""``graphlossy plan``: what fits a memory, answered before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from graphlossy._plan import KNOWN_GRAPHS, GraphShapes, Plan, Scheme, plan
+from graphlossy.cli._errors import user_errors
+from graphlossy.core.budget import format_bytes, parse_bytes
+from graphlossy.train import BITS, MODELS, TrainConfig, build_model
+
+__all__ = ["command"]
+
+DEFAULT = TrainConfig()
+SIZES = {"nodes": "num_nodes", "edges": "num_edges", "features": "num_features", "classes": "num_classes",
+         "train_nodes": "num_train_nodes"}  # fmt: skip
+
+
+def _bits(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        bits = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers such as 2 or 8,4,2, got {value!r}") from None
+    for width in bits:
+        if width not in BITS:
+            raise click.BadParameter(f"bits must be 1, 2, 3, 4 or 8, got {width}")
+    return bits
+
+
+@click.command(name="plan")
+@click.option(
+    "--dataset",
+    metavar="NAME|FILE|FOLDER",
+    help=f"{', '.join(KNOWN_GRAPHS)}, or what `graphlossy train` takes.  [default: {DEFAULT.dataset}]",
+)
+@click.option("--nodes", type=int, metavar="N", help="Nodes, without a data set or instead of its own.")
+@click.option("--edges", type=int, metavar="E", help="Columns of edge_index: an undirected edge counts twice.")
+@click.option("--features", type=int, metavar="F", help="Width of the node features.")
+@click.option("--classes", type=int, metavar="C", help="Classes.")
+@click.option("--train-nodes", type=int, metavar="T", help="Nodes whose loss is taken.  [default: all]")
+@click.option("--model", default=DEFAULT.model, show_default=True, metavar="|".join(MODELS), help="Graph network.")
+@click.option("--layers", type=int, default=DEFAULT.layers, show_default=True, help="Graph convolutions.")
+@click.option("--hidden", type=int, default=DEFAULT.hidden, show_default=True, help="Width of the hidden layers.")
+@click.option("--heads", type=int, default=DEFAULT.heads, show_default=True, help="Attention heads (gat).")
+@click.option("--dropout", type=float, default=DEFAULT.dropout, show_default=True, help="Dropout probability.")
+@click.option("--norm/--no-norm", default=DEFAULT.norm, show_default=True, help="BatchNorm between the layers.")
+@click.option(
+    "--adj",
+    type=click.Choice(["edge_index", "csr"]),
+    default=DEFAULT.adj,
+    show_default=True,
+    help="How the model is given the graph.",
+)
+@click.option(
+    "--bits",
+    callback=_bits,
+    default="8,4,2,1",
+    show_default=True,
+    metavar="N[,N...]",
+    help="Bits per stored number to plan for: 1, 2, 3, 4 or 8.",
+)
+@click.option("--amp", is_flag=True, help="Also the low bits together with bfloat16 autocast.")
+@click.option("--memory", metavar="SIZE", help="Memory there is, such as 8GiB: says what fits, and the largest graph.")
+@click.option(
+    "--optimizer",
+    type=click.Choice(["adam", "momentum", "sgd"]),
+    default="adam",
+    show_default=True,
+    help="Whose state is counted.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, all figures in bytes.")
+def command(dataset: str | None, memory: str | None, as_json: bool, **options: Any) -> None:
+    """Predict the memory of training a graph network, scheme by scheme, without the data and in seconds.
+
+    A few training steps on small random graphs show how every saved tensor grows with the nodes and edges. "saved" is
+    what is kept for the backward pass, "peak" the most in use during a step beyond what is always there, and "in all"
+    adds that: weights, gradients, optimizer state, features, graph and labels.
+
+    \b
+    Examples:
+      graphlossy plan --dataset ogbn-products --model sage --hidden 256 --memory 24GiB
+      graphlossy plan --dataset ogbn-arxiv --edges 2315598 --model gat --bits 4,2
+      graphlossy plan --nodes 1000000 --edges 20000000 --features 64 --classes 10 --memory 8GiB
+      graphlossy plan --dataset graph.npz --model gcn2 --layers 16 --json
+    """
+    with user_errors(ValueError, TypeError):
+        limit = None if memory is None else parse_bytes(memory)
+        shapes = _shapes(dataset, {ours: options[name] for name, ours in SIZES.items()})
+        settings = {name: options[name] for name in ("model", "layers", "hidden", "heads", "dropout", "norm", "adj")}
+        config = TrainConfig(**settings)
+        found = plan(
+            _model(config, shapes),
+            shapes,
+            schemes=_schemes(options["bits"], options["amp"]),
+            adj=config.adj,
+            optimizer=options["optimizer"],
+        )
+    name = dataset or ("these sizes" if options["nodes"] else DEFAULT.dataset)
+    if as_json:
+        click.echo(json.dumps(_as_dict(found, limit), indent=2, allow_nan=False))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file or a pipe has no width to fit into
+    title = f"{name}, {config.layers}-layer {config.model}, {config.hidden} wide: predicted memory of a training step"
+    console.print(_table(found, limit, title))
+    for line in _notes(found, limit):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _shapes(dataset: str | None, numbers: dict[str, int | None]) -> GraphShapes:
+    from graphlossy._plan._shapes import as_shapes
+
+    if dataset is None and numbers["num_nodes"] is None:
+        dataset = DEFAULT.dataset
+    if dataset is None:
+        missing = [name for name, ours in SIZES.items() if name != "train_nodes" and numbers[ours] is None]
+        if missing:
+            raise ValueError(f"without --dataset, give {', '.join('--' + name for name in missing)} too")
+        return as_shapes(None, **numbers)
+    if dataset in KNOWN_GRAPHS:
+        return as_shapes(dataset, **numbers)
+    from graphlossy.datasets import load
+
+    return as_shapes(load(dataset), **numbers)
+
+
+def _model(config: TrainConfig, shapes: GraphShapes) -> Any:
+    import torch
+
+    if shapes.num_classes is None:
+        raise ValueError("the data set has no labels; give --classes")
+    with torch.random.fork_rng([]):
+        return build_model(config.model, shapes.num_features, config.hidden, shapes.num_classes, config.layers,
+                           config.dropout, config.norm, config.heads)  # fmt: skip
+
+
+def _schemes(bits: tuple[int, ...], amp: bool) -> list[Scheme]:
+    low = [Scheme(bits=width) for width in bits]
+    both = [Scheme(bits=width, autocast=True) for width in bits] if amp else []
+    return [Scheme(autocast=True), Scheme(checkpointed=True), *low, *both]
+
+
+def _as_dict(found: Plan, limit: int | None) -> dict[str, Any]:
+    values = found.to_dict()
+    if limit is not None:
+        values["memory_bytes"] = limit
+        fits = found.fits(limit)
+        for row in values["schemes"]:
+            row["fits"] = row["scheme"] in fits
+            row["largest"] = found.largest(limit, row["scheme"])
+    return values
+
+
+def _table(found: Plan, limit: int | None, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("scheme")
+    for name in ("saved", "less", "peak", "less", "in all"):
+        table.add_column(name, justify="right")
+    table.add_column("gradient")
+    fits = [] if limit is None else found.fits(limit)
+    if limit is not None:
+        table.add_column("fits")
+        table.add_column(f"most nodes in {format_bytes(limit)}", justify="right")
+    for row in found.rows:
+        cells = [row.scheme, format_bytes(row.saved_bytes), f"{row.ratio:.1f}x", format_bytes(row.peak_bytes),
+                 f"{row.peak_ratio:.1f}x", format_bytes(row.total_bytes), row.gradient]  # fmt: skip
+        if limit is not None:
+            cells += ["yes" if row.scheme in fits else "no", f"{found.largest(limit, row.scheme)['nodes']:,}"]
+        table.add_row(*cells)
+    return table
+
+
+def _notes(found: Plan, limit: int | None) -> list[str]:
+    sizes = ", ".join(f"{size:,} {name.replace('_', ' ')}" for name, size in found.sizes.items())
+    notes = [f"sizes: {sizes}"]
+    notes += [f"always there: {', '.join(f'{name} {format_bytes(size)}' for name, size in found.fixed.items())}"]
+    if limit is None:
+        return notes
+    fits = found.fits(limit)
+    least = min(found.rows, key=lambda row: row.total_bytes)
+    if "float32" in fits:
+        notes.append(f"{format_bytes(limit)}: float32 fits, nothing has to be given up")
+    elif fits:
+        need = format_bytes(found["float32"].total_bytes)
+        notes.append(f"{format_bytes(limit)}: {', '.join(fits)} fit; float32 would need {need}")
+    else:
+        notes.append(
+            f"{format_bytes(limit)}: nothing fits; the least is {format_bytes(least.total_bytes)} ({least.scheme})"
+        )
+    return notes

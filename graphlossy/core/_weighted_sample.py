@@ -1,0 +1,172 @@
+"""Draws with replacement from many weights: exact integers, linear time, bounded memory.
+
+Weights become whole multiples of one unit, a power of two chosen so that they add up to about 2**59. Sums of integers
+do not round, so the result does not depend on the device, the number of threads or the size of a chunk, and an entry
+of weight zero can never be drawn; weights below 2**-60 of the sum count as zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from graphlossy.core._random import random_bits
+from graphlossy.core.quantize import draw_seed
+
+__all__ = ["check_count", "check_weights", "units", "unit_exponent", "weighted_sample"]
+
+_CHUNK = 1 << 20  # weights or draws at a time
+_BITS = 60  # of a uniform number; the units add up to less than 2**_BITS
+_PER_BUCKET = 1 << 10
+
+
+def check_count(name: str, value: object, least: int) -> int:
+    """``value`` as an int that is at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def check_weights(weights: Tensor) -> float:
+    """The largest weight, after all of them were found finite and at least 0."""
+    if not isinstance(weights, Tensor) or weights.layout != torch.strided:
+        kind = weights.layout if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"weights must be a dense torch.Tensor, got {kind}")
+    if weights.is_complex() or weights.dtype == torch.bool:
+        raise TypeError(f"weights must be real numbers, got dtype {weights.dtype}; convert with .float()")
+    if weights.dim() != 1:
+        raise ValueError(f"weights must have one dimension, got shape {tuple(weights.shape)}; flatten them first")
+    largest = 0.0
+    for start in range(0, weights.numel(), _CHUNK):
+        chunk = weights[start : start + _CHUNK]
+        low, high = (float(v) for v in chunk.aminmax())
+        if not (low >= 0 and math.isfinite(high)):
+            at = start + int((~(chunk >= 0) | ~chunk.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"weights must be finite and at least 0; weights[{at}] is {weights[at].item()}. "
+                "Replace it, for example with 0, so that this entry is never drawn"
+            )
+        largest = max(largest, high)
+    return largest
+
+
+def units(weights: Tensor, exponent: int) -> Tensor:
+    """Weights in units of 2**-exponent, rounded to the nearest integer: int64, same shape."""
+    # Two factors: 2.0**exponent alone overflows for the smallest weights.
+    first = exponent // 2
+    return weights.to(torch.float64).mul(2.0**first).mul_(2.0 ** (exponent - first)).round_().to(torch.int64)
+
+
+def unit_exponent(weights: Tensor, largest: float) -> tuple[int, int]:
+    """(exponent, total): ``units(weights, exponent)`` adds up to ``total``, between 2**57 and 2**60."""
+    count = weights.numel()
+    # First from the bound count * largest, then from the sum in those units; both are exact on every device.
+    exponent = _BITS - 1 - (count - 1).bit_length() - math.frexp(largest)[1]
+    exponent += _BITS - 1 - (_total(weights, exponent) + count).bit_length()
+    return exponent, _total(weights, exponent)
+
+
+def _total(weights: Tensor, exponent: int) -> int:
+    return sum(int(units(weights[s : s + _CHUNK], exponent).sum()) for s in range(0, weights.numel(), _CHUNK))
+
+
+def weighted_sample(weights: Tensor, num_samples: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
+    """Draw indices with replacement with probabilities proportional to the weights, for as many as 10**8 weights.
+
+    What torch.multinomial does, without its limit of 2**24 weights, and in time linear in weights plus draws: uniform
+    numbers are made in rising blocks and merged with the running sum of the weights. Beside the result and a copy
+    of it, some 100 MB are needed.
+
+    Args:
+        weights: [n] finite, at least 0, any real dtype; they need not add up to 1.
+        num_samples: draws.
+        seed: of the draws; None takes one from torch's global generator. One seed gives the same result on every
+            device and with any number of threads.
+
+    Returns:
+        (index, counts): int64 [m] the distinct indices drawn, rising; int64 [m] how often each was drawn, in all
+        ``num_samples``.
+
+    Raises:
+        TypeError: ``weights`` is no dense real tensor, ``num_samples`` no int.
+        ValueError: a weight is negative, NaN or infinite, or all are zero (or none is given) and a draw is wanted.
+
+    Example:
+        >>> index, counts = weighted_sample(torch.tensor([1.0, 0.0, 3.0]), 1000, seed=0)
+        >>> index.tolist(), int(counts.sum()), bool(counts[1] > 2 * counts[0])
+        ([0, 2], 1000, True)
+    """
+    check_count("num_samples", num_samples, 0)
+    largest = check_weights(weights)
+    seed = draw_seed() if seed is None else seed
+    empty = torch.empty(0, dtype=torch.int64, device=weights.device)
+    if num_samples == 0:
+        return empty, empty.clone()
+    if largest == 0:
+        raise ValueError(
+            f"weights must have a positive entry to draw {num_samples} samples from; "
+            f"got {weights.numel()} weights, all zero"
+        )
+    weights = weights.detach()
+    exponent, total = unit_exponent(weights, largest)
+    groups = _rising_draws(num_samples, total, seed, weights.device)
+    draws, bound = next(groups)
+    found: list[tuple[Tensor, Tensor]] = []
+    low = 0
+    for start in range(0, weights.numel(), _CHUNK):
+        running = units(weights[start : start + _CHUNK], exponent).cumsum(0).add_(low)
+        high = int(running[-1])
+        counts = torch.zeros_like(running)
+        while True:
+            inside = draws < high
+            # running[i - 1] <= draw < running[i], so that the weight of i is positive
+            at = torch.searchsorted(running, draws[inside], right=True)
+            counts += torch.bincount(at, minlength=counts.numel())
+            draws = draws[~inside]
+            if high <= bound:  # the next group draws nothing below ``bound``
+                break
+            draws, bound = next(groups)
+        at = counts.nonzero().squeeze(1)
+        found.append((at + start, counts[at]))
+        low = high
+        if low == total:
+            break
+    return torch.cat([index for index, _ in found]), torch.cat([times for _, times in found])
+
+
+def _rising_draws(count: int, total: int, seed: int, device: torch.device) -> Iterator[tuple[Tensor, int]]:
+    """``count`` uniform integers below ``total`` in groups: (draws, b), draws <= b <= every draw of later groups.
+
+    The high bits of every number are drawn first and only counted, which says how many numbers fall into each of
+    2**high buckets; the low bits are then drawn bucket by bucket.
+    """
+    high = min(20, max(0, (count // _PER_BUCKET).bit_length()))
+    rest = _BITS - high
+    in_bucket = torch.zeros(2**high, dtype=torch.int64, device=device)
+    for start in range(0, count, _CHUNK):
+        words = random_bits(seed, min(_CHUNK, count - start), start, 1, device)
+        in_bucket += torch.bincount((words >> rest) & (2**high - 1), minlength=2**high)
+    ends = in_bucket.cumsum(0)
+    first = drawn = 0
+    while first < 2**high:
+        # As many buckets as fit, and at least one: a bucket holds count / 2**high numbers, give or take.
+        last = max(first + 1, int(torch.searchsorted(ends, drawn + _CHUNK, right=True)))
+        end = int(ends[last - 1])
+        bucket = torch.arange(first, last, device=device).repeat_interleave(in_bucket[first:last])
+        words = random_bits(seed, end - drawn, drawn, 2, device).bitwise_and_(2**rest - 1)
+        yield _scale(words.bitwise_or_(bucket << rest), total), last * 2**rest * total >> _BITS
+        first, drawn = last, end
+
+
+def _scale(u: Tensor, total: int) -> Tensor:
+    """floor(u * total / 2**60) of 60-bit u and total, from 30-bit halves that do not overflow."""
+    half = _BITS // 2
+    mask = 2**half - 1
+    u_high, u_low = u >> half, u & mask
+    high, low = total >> half, total & mask
+    return u_high * high + ((u_high * low + u_low * high + ((u_low * low) >> half)) >> half)
