@@ -37,6 +37,7 @@ def parser(description: str, examples: str, out: str) -> argparse.ArgumentParser
         description=description, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--tiny", action="store_true", help="seconds instead of minutes: shows that it runs, no figures")
+    made.add_argument("--fresh", action="store_true", help="measure again what --out holds already")
     made.add_argument(
         "--out", type=Path, default=RESULTS / out, metavar="FILE", help="JSON file (default: %(default)s)"
     )

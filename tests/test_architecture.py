@@ -127,12 +127,13 @@ def refuse(*args, **kwargs):
     raise RuntimeError("CUDA was touched at import")
 for name in ("_lazy_init", "is_available", "device_count", "init"):
     setattr(torch.cuda, name, refuse)
+before = set(sys.modules)  # torch itself may load CUDA's bindings
 import graphlossy
 for name in graphlossy.__all__:
     getattr(graphlossy, name)
 import graphlossy.autograd, graphlossy.core
 heavy = ["torch_geometric", "click", "rich", "matplotlib", "cuda.core", "cuda.bindings", "triton", "scipy"]
-print([name for name in heavy if name in sys.modules])
+print([name for name in heavy if name in set(sys.modules) - before])
 """
 
 

@@ -33,6 +33,8 @@ def _walk(path: list[str], prefix: str) -> list[pkgutil.ModuleInfo]:
     """Like pkgutil.walk_packages, without importing what it finds."""
     found = []
     for info in pkgutil.iter_modules(path, prefix):
+        if info.name.endswith("._lossy_cpu"):  # a library for ctypes, no Python module
+            continue
         found.append(info)
         if info.ispkg:
             found += _walk([str(Path(folder) / info.name.rpartition(".")[2]) for folder in path], f"{info.name}.")

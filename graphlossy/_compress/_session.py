@@ -64,13 +64,13 @@ _COMPILED = Frame("compiled", COMPILED, (), {})
 
 
 class _Gathered(NamedTuple):
-    """``out = source.index_select(0, index)``."""
+    """``out = source.index_select(0, rows)``."""
 
     storage: StorageWeakRef
     version: int
     source: weakref.ref[Tensor]
     source_version: int
-    index: Tensor
+    rows: Tensor
 
 
 class Session(TorchFunctionMode):
@@ -207,7 +207,7 @@ class Session(TorchFunctionMode):
     def _is_input(self, t: Tensor, frame: Frame) -> bool:
         """Whether ``t``, which needs no gradient, was handed in from outside (and so lives whatever we do)."""
         address = _address(t)
-        made = self._made_here.get(address)
+        made = None if address is None else self._made_here.get(address)
         if made is not None and not made.expired():
             return False
         return frame is _OUTSIDE or any(_address(a) == address for a in (*frame.args, *frame.kwargs.values()))
@@ -244,7 +244,7 @@ class Session(TorchFunctionMode):
         return share("quantized", bits, rule.gradient, lambda flat: form(flat, bits, self._next_seed()), (form,))
 
     def _gather_again(self, t: Tensor, small: Tensor, frame: Frame, policy: BitPolicy) -> Stored | None:
-        """Stores the smaller tensor that the rows of ``t`` were gathered from, and the index, if ``t`` is such a one."""
+        """If the rows of ``t`` were gathered from a smaller tensor: stores that one and the index instead."""
         made = self._gathers.get(t.untyped_storage().data_ptr())
         source = made.source() if made is not None and not made.storage.expired() else None
         if made is None or source is None or small.data_ptr() != t.data_ptr() or t._version != made.version:
@@ -252,9 +252,9 @@ class Session(TorchFunctionMode):
         if source._version != made.source_version or not small.is_contiguous() or _lives_anyway(source):
             return None
         plain = self._plain_bytes(t)
-        rows = self._store(source, source, frame, policy)
-        payload = Regathered(rows, self._pack(made.index))
-        bits = rows.payload.bits if isinstance(rows.payload, LowBit) else 8.0 * t.element_size()
+        stored = self._store(source, source, frame, policy)
+        payload = Regathered(stored, self._pack(made.rows))
+        bits = stored.payload.bits if isinstance(stored.payload, LowBit) else 8.0 * t.element_size()
         self._enter(t, frame, plain, 0, bits, frame.rule.gradient, "gathered", None)
         return Stored(payload, tuple(range(small.dim())), tuple(small.shape), tuple(t.shape))
 

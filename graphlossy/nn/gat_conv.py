@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch_geometric.nn
 from torch import Tensor
@@ -108,7 +110,7 @@ class GATConv(torch_geometric.nn.GATConv):
     def _edge_scores(self, edge_index: Tensor, edge_attr: Tensor, loops: int) -> Tensor:
         """<W_e e, a_e> per head: [E, H], without the [E, H, C] product in between."""
         if self.add_self_loops and not isinstance(edge_index, CSRGraph):
-            edge_attr = self._loops(edge_index, edge_attr, loops)[1]
+            edge_attr = cast(Tensor, self._loops(edge_index, edge_attr, loops)[1])
         edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
         weight = self.lin_edge.weight.view(self.heads, self.out_channels, -1)
         return edge_attr @ (weight * self.att_edge.view(self.heads, self.out_channels, 1)).sum(1).t()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from graphlossy.nn.layer_norm import LayerNorm
 
 __all__ = ["NormActDropout"]
 
-_NORMS = ("batch", "layer", None)
+_NORMS: dict[str, type[BatchNorm] | type[LayerNorm]] = {"batch": BatchNorm, "layer": LayerNorm}
 
 
 class NormActDropout(torch.nn.Module):
@@ -39,18 +41,17 @@ class NormActDropout(torch.nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, norm: str | None = "batch", p: float = 0.5, *, bits: int | None = 2, **kwargs: object
+        self, in_channels: int, norm: str | None = "batch", p: float = 0.5, *, bits: int | None = 2, **kwargs: Any
     ):
         super().__init__()
         check_bits(bits)
         check_probability(p)
-        if norm not in _NORMS:
-            raise ValueError(f"norm must be one of {_NORMS}, got {norm!r}")
+        if norm is not None and norm not in _NORMS:
+            raise ValueError(f"norm must be one of {(*_NORMS, None)}, got {norm!r}")
         if norm is None and kwargs:
             raise TypeError(f"without a norm there are no further arguments, got {sorted(kwargs)}")
         self.in_channels, self.p, self.bits = in_channels, p, bits
-        kind = {"batch": BatchNorm, "layer": LayerNorm}.get(norm)
-        self.norm = None if kind is None else kind(in_channels, bits=bits, **kwargs)
+        self.norm = None if norm is None else _NORMS[norm](in_channels, bits=bits, **kwargs)
 
     def reset_parameters(self) -> None:
         if self.norm is not None:
