@@ -1,6 +1,7 @@
 """The benchmarked networks: plain PyG layers with functional calls, and twins of graphlossy.nn's layers.
 
-Nothing in the plain networks knows of compression. ``call`` is how a layer is run: directly, or checkpointed.
+The plain networks are written as OGB's examples are, and nothing in them knows of compression. ``call``, where it is
+given, runs a layer checkpointed.
 """
 
 from __future__ import annotations
@@ -11,16 +12,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MODELS", "build", "directly"]
+__all__ = ["MODELS", "build"]
 
 MODELS = ("gcn", "sage", "gat", "gcn2")
 HEADS = 3
 Call = Callable[..., Tensor]
-
-
-def directly(function: Call, *args: Any) -> Tensor:
-    """Runs a layer as it is."""
-    return function(*args)
 
 
 class ConvNet(nn.Module):
@@ -36,15 +32,23 @@ class ConvNet(nn.Module):
 
     def layer(self, i: int, x: Tensor, adj: Tensor) -> Tensor:
         x = self.convs[i](x, adj)
-        x = F.relu(self.norms[i](x))
+        x = self.norms[i](x)
+        x = F.relu(x)
         return F.dropout(x, p=self.dropout, training=self.training)
 
-    def forward(self, x: Tensor, adj: Tensor, call: Callable[..., Tensor] = directly) -> Tensor:
+    def forward(self, x: Tensor, adj: Tensor, call: Call | None = None) -> Tensor:
         if self.input_dropout:
             x = F.dropout(x, p=self.dropout, training=self.training)
-        for i in range(len(self.norms)):
-            x = call(self.layer, i, x, adj)
-        return call(self.convs[-1], x, adj)
+        if call is not None:
+            for i in range(len(self.norms)):
+                x = call(self.layer, i, x, adj)
+            return call(self.convs[-1], x, adj)
+        for conv, norm in zip(self.convs, self.norms, strict=False):
+            x = conv(x, adj)
+            x = norm(x)
+            x = F.relu(x)
+            x = F.dropout(x, p=self.dropout, training=self.training)
+        return self.convs[-1](x, adj)
 
 
 class GCN2Net(nn.Module):
@@ -59,14 +63,22 @@ class GCN2Net(nn.Module):
 
     def layer(self, i: int, x: Tensor, x_0: Tensor, adj: Tensor) -> Tensor:
         x = self.convs[i](x, x_0, adj)
-        x = F.relu(self.norms[i](x))
+        x = self.norms[i](x)
+        x = F.relu(x)
         return F.dropout(x, p=self.dropout, training=self.training)
 
-    def forward(self, x: Tensor, adj: Tensor, call: Callable[..., Tensor] = directly) -> Tensor:
-        x_0 = F.relu(self.first(x))
-        x = F.dropout(x_0, p=self.dropout, training=self.training)
-        for i in range(len(self.convs)):
-            x = call(self.layer, i, x, x_0, adj)
+    def forward(self, x: Tensor, adj: Tensor, call: Call | None = None) -> Tensor:
+        x = x_0 = F.relu(self.first(x))
+        x = F.dropout(x, p=self.dropout, training=self.training)
+        if call is not None:
+            for i in range(len(self.convs)):
+                x = call(self.layer, i, x, x_0, adj)
+            return self.last(x)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = conv(x, x_0, adj)
+            x = norm(x)
+            x = F.relu(x)
+            x = F.dropout(x, p=self.dropout, training=self.training)
         return self.last(x)
 
 
@@ -88,7 +100,8 @@ class LossyConvNet(nn.Module):
     def forward(self, x: Tensor, adj: Tensor) -> Tensor:
         x = self.input(x)
         for conv, block in zip(self.convs, self.blocks, strict=False):
-            x = block(conv(x, adj))
+            x = conv(x, adj)
+            x = block(x)
         return self.convs[-1](x, adj)
 
 
@@ -110,7 +123,8 @@ class LossyGCN2Net(nn.Module):
         x_0 = self.relu(self.first(x))
         x = self.dropout(x_0)
         for conv, block in zip(self.convs, self.blocks, strict=True):
-            x = block(conv(x, x_0, adj))
+            x = conv(x, x_0, adj)
+            x = block(x)
         return self.last(x)
 
 

@@ -6,6 +6,7 @@ payload, so that one payload serves a tensor that is saved several times, reshap
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 GROUP_SIZE = 256
+# Elements of a mask that exist as bytes at a time; a multiple of 8.
+MASK_BLOCK = 1 << 22
 
 
 class Kept:
@@ -110,7 +113,7 @@ class ZerosKept(LowBit):
 
     def __init__(self, flat: Tensor, bits: int, seed: int) -> None:
         super().__init__(flat, bits, seed)
-        self._positive = pack_mask(flat > 0)
+        self._positive = pack_mask(flat)  # none is negative
 
     @property
     def nbytes(self) -> int:
@@ -127,26 +130,43 @@ class ZerosKept(LowBit):
 
 
 class TwoValued:
-    """One exact bit an element, given back as one of two values."""
+    """One exact bit an element, given back as one of two values.
+
+    Args:
+        flat: the tensor.
+        is_high: makes, of a part of ``flat``, what is nonzero where the element is high; None: ``flat`` is that itself.
+        low: value given back for the other elements.
+        high: value given back for high elements.
+        dtype: of the tensor given back.
+    """
 
     __slots__ = ("__weakref__", "dtype", "high", "low", "mask")
 
-    def __init__(self, is_high: Tensor, low: float, high: float, dtype: torch.dtype) -> None:
-        self.mask: PackedMask = pack_mask(is_high)
+    def __init__(
+        self, flat: Tensor, is_high: Callable[[Tensor], Tensor] | None, low: float, high: float, dtype: torch.dtype
+    ) -> None:
         self.low, self.high, self.dtype = low, high, dtype
+        if is_high is None:
+            self.mask = pack_mask(flat)
+        else:
+            parts = [pack_mask(is_high(part)).bits for part in flat.split(MASK_BLOCK)]
+            self.mask = PackedMask(parts[0] if len(parts) == 1 else torch.cat(parts), tuple(flat.shape))
 
     @property
     def nbytes(self) -> int:
         return self.mask.nbytes
 
     def unpack(self) -> Tensor:
-        bits = unpack_mask(self.mask)
         if self.dtype == torch.bool:
-            return bits
-        out = bits.to(self.dtype)
-        if self.high - self.low != 1.0:
-            out.mul_(self.high - self.low)
-        return out.add_(self.low) if self.low else out
+            return unpack_mask(self.mask)
+        out = torch.empty(self.mask.numel(), dtype=self.dtype, device=self.mask.device)
+        for part, packed in zip(out.split(MASK_BLOCK), self.mask.bits.split(MASK_BLOCK // 8), strict=True):
+            part.copy_(unpack_mask(PackedMask(packed, tuple(part.shape))))
+            if self.high - self.low != 1.0:
+                part.mul_(self.high - self.low)
+            if self.low:
+                part.add_(self.low)
+        return out
 
 
 class Narrowed:

@@ -36,7 +36,8 @@ class Rule:
         exact_args: positions of arguments that are kept exact (the divisor of a division).
         values: for ``"two-valued"``: maps (arguments, keyword arguments, saved tensor) to the low and the high value
             that the backward formula is given back, and the predicate's threshold is between them.
-        high: for ``"two-valued"``: maps the saved tensor and the arguments to the mask of high elements.
+        high: for ``"two-valued"``: maps (arguments, keyword arguments, saved tensor) to the mask of high elements.
+            None: they are the nonzero ones.
     """
 
     kind: str
@@ -44,7 +45,7 @@ class Rule:
     rounds: Callable[[Tensor, tuple[Any, ...]], bool] | None = None
     exact_args: tuple[int, ...] = ()
     values: Callable[[tuple[Any, ...], dict[str, Any], Tensor], tuple[float, float]] | None = None
-    high: Callable[[Tensor, tuple[Any, ...], dict[str, Any]], Tensor] | None = None
+    high: Callable[[tuple[Any, ...], dict[str, Any], Tensor], Tensor] | None = None
 
     @property
     def gradient(self) -> str:
@@ -53,10 +54,6 @@ class Rule:
 
 def _arg(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, default: Any) -> Any:
     return args[position] if len(args) > position else kwargs.get(name, default)
-
-
-def _positive(saved: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return saved > 0
 
 
 def _dropout_values(args: tuple[Any, ...], kwargs: dict[str, Any], saved: Tensor) -> tuple[float, float]:
@@ -68,10 +65,6 @@ def _dropout_values(args: tuple[Any, ...], kwargs: dict[str, Any], saved: Tensor
 
 def _hardtanh_bounds(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float]:
     return float(_arg(args, kwargs, 1, "min_val", -1.0)), float(_arg(args, kwargs, 2, "max_val", 1.0))
-
-
-def _two_valued(low: float, high: float) -> Rule:
-    return Rule("two-valued", values=lambda args, kwargs, saved: (low, high), high=_positive)
 
 
 def _like_inputs(saved: Tensor, args: tuple[Any, ...]) -> bool:
@@ -98,7 +91,7 @@ _RELU6 = Rule(
     "two-valued",
     # hardtanh's backward passes the gradient where min < x < max.
     values=lambda args, kwargs, saved: (6.0, 3.0),
-    high=lambda saved, args, kwargs: (saved > 0) & (saved < 6),
+    high=lambda args, kwargs, saved: (saved > 0) & (saved < 6),
 )
 _HARDTANH = Rule(
     "two-valued",
@@ -106,19 +99,24 @@ _HARDTANH = Rule(
         _hardtanh_bounds(args, kwargs)[1],
         sum(_hardtanh_bounds(args, kwargs)) / 2,
     ),
-    high=lambda saved, args, kwargs: (
+    high=lambda args, kwargs, saved: (
         (saved > _hardtanh_bounds(args, kwargs)[0]) & (saved < _hardtanh_bounds(args, kwargs)[1])
     ),
 )
-_DROPOUT = Rule("two-valued", values=_dropout_values, high=_positive)
+# What is saved, the result, is not negative; NaN counts as positive, as in torch's backward.
+_RELU = Rule("two-valued", values=lambda args, kwargs, saved: (0.0, 1.0))
+_LEAKY_RELU = Rule(
+    "two-valued", values=lambda args, kwargs, saved: (-1.0, 1.0), high=lambda args, kwargs, saved: saved > 0
+)
+_DROPOUT = Rule("two-valued", values=_dropout_values)
 _SMOOTH = Rule("smooth")
 _NORM = Rule("smooth", rounds=_like_inputs)
 # exp(q.k - logsumexp) is recomputed in the backward, so errors in q and k are exponentiated: no fewer than 8 bits.
 _ATTENTION = Rule("smooth", min_bits=8, rounds=_like_inputs)
 
 _RULES: dict[str, Rule] = {
-    "relu": _two_valued(0.0, 1.0),
-    "leaky_relu": _two_valued(-1.0, 1.0),
+    "relu": _RELU,
+    "leaky_relu": _LEAKY_RELU,
     "relu6": _RELU6,
     "hardtanh": _HARDTANH,
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"), _DROPOUT),

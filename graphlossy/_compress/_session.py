@@ -218,18 +218,18 @@ class Session(TorchFunctionMode):
         if small.numel() < MIN_ELEMENTS:
             return self._keep(t, small, frame)
         if t.dtype == torch.bool:
-            return share("mask", 1, "exact", lambda flat: TwoValued(flat, 0.0, 1.0, torch.bool))
+            return share("mask", 1, "exact", lambda flat: TwoValued(flat, None, 0.0, 1.0, torch.bool))
         if t.dtype == torch.int64 and narrow_index(small).dtype == torch.int32:
             return share("narrowed", 32, "exact", lambda flat: Narrowed(narrow_index(flat)))
         # What compiled code both returns and saves may be a log-softmax.
         returned = frame is _COMPILED and t.grad_fn is not None
         if not t.is_floating_point() or rule.kind == "exact" or returned:
             return self._keep(t, small, frame)
-        if rule.values is not None and rule.high is not None:
-            high, (low_value, high_value) = rule.high, rule.values(frame.args, frame.kwargs, t)
-            return share("mask", 1, "exact",
-                         lambda flat: TwoValued(high(flat, frame.args, frame.kwargs), low_value, high_value, t.dtype),
-                         (frame.name, low_value, high_value))  # fmt: skip
+        if rule.values is not None:
+            low, high = rule.values(frame.args, frame.kwargs, t)
+            is_high = None if rule.high is None else partial(rule.high, frame.args, frame.kwargs)
+            form = (frame.name, low, high)
+            return share("mask", 1, "exact", lambda flat: TwoValued(flat, is_high, low, high, t.dtype), form)
         if frame.name == "sparse_mm" and not frame.args[0].requires_grad:
             # torch.sparse.mm(A, x, "mean") saves x, which only the gradient of A's values would need.
             return share("unneeded", 0, "exact", lambda flat: Unneeded(t))
@@ -240,8 +240,8 @@ class Session(TorchFunctionMode):
             return again
         bits = policy.bits(self.modules.name, frame.name, rule.min_bits)
         unknown = frame is _OUTSIDE or frame is _COMPILED
-        form = ZerosKept if unknown and ZerosKept.fits(small) else LowBit
-        return share("quantized", bits, rule.gradient, lambda flat: form(flat, bits, self._next_seed()), (form,))
+        kind = ZerosKept if unknown and ZerosKept.fits(small) else LowBit
+        return share("quantized", bits, rule.gradient, lambda flat: kind(flat, bits, self._next_seed()), (kind,))
 
     def _gather_again(self, t: Tensor, small: Tensor, frame: Frame, policy: BitPolicy) -> Stored | None:
         """If the rows of ``t`` were gathered from a smaller tensor: stores that one and the index instead."""

@@ -14,9 +14,19 @@ from graphlossy.autograd._ops import define
 from graphlossy.autograd._packed import draw_seed
 from graphlossy.autograd.recipe import Recipe, attach, recipe_of, reference
 
-__all__ = ["attach_masked", "bernoulli", "check_keep", "check_probability", "dropout", "dropout_backward", "keep_scale"]
+__all__ = [
+    "attach_masked",
+    "bernoulli",
+    "check_keep",
+    "check_probability",
+    "dropout",
+    "drop_",
+    "dropout_backward",
+    "keep_scale",
+]
 
 _KEEP = ("mask", "seed")
+_BLOCK = 1 << 20  # elements
 
 
 def check_probability(p: float) -> None:
@@ -45,9 +55,19 @@ def bernoulli(shape: torch.Size, p: float, device: torch.device, seed: int | Non
     return noise.bernoulli_(1.0 - p, generator=generator)
 
 
+def drop_(x: Tensor, noise: Tensor, p: float) -> Tensor:
+    """x * noise / (1 - p) in place. On the CPU by blocks: a product with bools makes a float copy of them first."""
+    rows = max(1, x.shape[0] * _BLOCK // max(1, x.numel())) if x.dim() and x.device.type == "cpu" else 0
+    parts = zip(x.split(rows), noise.split(rows), strict=True) if rows else [(x, noise)]
+    for part, kept in parts:
+        part.mul_(kept).mul_(keep_scale(p, x.dtype))
+    return x
+
+
 def _forward(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     noise = bernoulli(x.shape, p, x.device)
-    return (x * noise).mul_(keep_scale(p, x.dtype)), torch.ops.graphlossy.pack_mask(noise.view(-1))
+    mask = torch.ops.graphlossy.pack_mask(noise.view(-1))
+    return drop_(x.clone(memory_format=torch.contiguous_format), noise, p), mask
 
 
 def _forward_fake(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
@@ -69,7 +89,8 @@ dropout_backward = define(
 
 
 def _seeded(x: Tensor, p: float, seed: Tensor) -> Tensor:
-    return (x * bernoulli(x.shape, p, x.device, int(seed))).mul_(keep_scale(p, x.dtype))
+    noise = bernoulli(x.shape, p, x.device, int(seed))
+    return drop_(x.clone(memory_format=torch.contiguous_format), noise, p)
 
 
 _seeded_op = define(
@@ -83,7 +104,7 @@ class _Dropout(torch.autograd.Function):
         if inplace:
             noise = bernoulli(x.shape, p, x.device)
             ctx.mark_dirty(x)
-            out = x.mul_(noise).mul_(keep_scale(p, x.dtype))
+            out = drop_(x, noise, p)
             mask = torch.ops.graphlossy.pack_mask(noise.view(-1))
         else:
             out, mask = _forward_op(x, p)

@@ -1,11 +1,10 @@
 """Norm -> ReLU -> dropout as one function that keeps one low-bit tensor and one exact bit per element.
 
 Kept in total for [N, D] at 2 bits and groups of 256: 2.125 bits of x_hat and 1 bit of the joint mask (let through by
-the ReLU
-*and* by the dropout), 3.125 bits per element. A following linear layer keeps nothing: its input is s m (w x_hat + b).
-EXACT (Liu et al., ICLR 2022) keeps two masks and two low-bit tensors for the same layers, 8.75 bits at D = 128. Forward
-and backward work in place on one result and over blocks of rows, so the peak is the input, the result and one byte per
-element of noise.
+the ReLU *and* by the dropout), 3.125 bits per element. A following linear layer keeps nothing: its input is
+s m (w x_hat + b). EXACT (Liu et al., ICLR 2022) keeps two masks and two low-bit tensors for the same layers, 8.75 bits
+at D = 128. Forward and backward work in place on one result and over blocks of rows, so the peak is the input, the
+result and one byte per element of noise.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from graphlossy.autograd.dropout import (
     attach_masked,
     bernoulli,
     check_probability,
+    drop_,
     dropout,
     dropout_backward,
-    keep_scale,
 )
 from graphlossy.autograd.layer_norm import layer_norm, layer_norm_grads, layer_norm_statistics
 from graphlossy.autograd.norm import batch_norm, batch_norm_grads, check_batch, pack_normalized, wide
@@ -39,7 +38,7 @@ def _relu_dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
 def _relu_dropout_(out: Tensor, p: float) -> tuple[Tensor, Tensor]:
     out.relu_()
     if p > 0.0:
-        out.mul_(bernoulli(out.shape, p, out.device)).mul_(keep_scale(p, out.dtype))
+        drop_(out, bernoulli(out.shape, p, out.device), p)
     # Positive, kept and scaled elements are exactly the non-zero ones.
     return out, torch.ops.graphlossy.pack_mask(out.view(-1))
 
