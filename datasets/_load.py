@@ -14,6 +14,7 @@ from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._folder import is_folder_layout, read_folder
 from graphlossy.datasets._npz import read_npz
 from graphlossy.datasets._planetoid import PLANETOID, find_raw, prepare, read_planetoid
+from graphlossy.datasets._pyg import PYG, read_pyg
 from graphlossy.datasets._wordnet import NAME as WORDNET
 from graphlossy.datasets._wordnet import read_wordnet
 from graphlossy.datasets.synthetic import PRESETS, generate
@@ -29,9 +30,9 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['CiteSeer', 'Cora', 'PubMed', 'synth-arxiv', 'synth-arxiv-tiny', 'wordnet-verbs']
+        ['Actor', 'Amazon-Computers', ..., 'CiteSeer', ..., 'Cora', ..., 'synth-arxiv-tiny', 'wordnet-verbs']
     """
-    return sorted([*PLANETOID, *PRESETS, WORDNET])
+    return sorted([*PLANETOID, *PYG, *PRESETS, WORDNET])
 
 
 def load(
@@ -47,6 +48,8 @@ def load(
     ``"wordnet-verbs"``                         the embedded graph, 13,767 nodes, 15,653 edges, 15 classes
     ``"Cora"``, ``"CiteSeer"``, ``"PubMed"``    the citation graphs with their public split, from files under ``root``
                                                 or downloaded to it (see :func:`prepare`)
+    ``"Amazon-Photo"``, ``"Coauthor-CS"``,      what PyTorch Geometric downloads, by its own classes: see :func:`names`
+    ``"Flickr"``, ``"Reddit"``, ...
     ``"synth-arxiv"``, ``"synth-arxiv-tiny"``   generated: :func:`graphlossy.datasets.synthetic.dc_sbm`
     a path ending in ``.npz``                   a heterophilous graph (keys ``node_features``, ``edges``, ...) with its
                                                 ten splits, or an attributed one (keys ``adj_data``, ``attr_data``, ...)
@@ -60,7 +63,7 @@ def load(
 
     Args:
         name_or_path: as above.
-        root: folder of Planetoid's files; by default ``$GRAPHLOSSY_DATA`` or ``~/.cache/graphlossy``.
+        root: folder of downloaded files; by default ``$GRAPHLOSSY_DATA`` or ``~/.cache/graphlossy``.
         split: number of the split; None gives all of them, as masks [N, S]. Sources without splits of their own have
             ten, 60 % / 20 % / 20 % unless the table says otherwise, drawn from ``seed``.
         seed: of drawn splits and of generated graphs.
@@ -98,6 +101,8 @@ def _read(text: str, root: str | os.PathLike[str] | None, seed: int) -> Arrays:
         return read_wordnet()
     if name in PRESETS:
         return generate(name, seed)
+    if name in PYG:
+        return read_pyg(name, root)
     if name is not None:
         return read_planetoid(prepare(name, root))
     path = Path(text)

@@ -19,7 +19,7 @@ from graphlossy.datasets._assemble import Arrays
 from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._npz import dense_from_csr
 
-__all__ = ["PLANETOID", "find_raw", "prepare", "read_planetoid"]
+__all__ = ["PLANETOID", "default_root", "find_raw", "prepare", "read_planetoid"]
 
 PLANETOID = ("CiteSeer", "Cora", "PubMed")
 _PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
@@ -56,7 +56,7 @@ def prepare(name: str, root: str | os.PathLike[str] | None = None, *, download: 
     if name.lower() not in known:
         raise DatasetError(f"{name!r} is no Planetoid graph; they are {', '.join(PLANETOID)}")
     name = known[name.lower()]
-    base = Path(root) if root is not None else _default_root()
+    base = Path(root) if root is not None else default_root()
     places = [base / name / "raw", base / name, base / "raw", base]
     for folder in places:
         if find_raw(folder) == name:
@@ -119,7 +119,8 @@ def read_planetoid(folder: Path) -> Arrays:
     return Arrays(name, name, x, edges, label, masks, num_classes=ally.shape[1])
 
 
-def _default_root() -> Path:
+def default_root() -> Path:
+    """Where downloaded data sets are kept."""
     return Path(os.environ.get("GRAPHLOSSY_DATA") or Path.home() / ".cache" / "graphlossy")
 
 

@@ -46,7 +46,7 @@ def _split(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     metavar="NAME|FILE|FOLDER",
     default=DEFAULT.dataset,
     show_default=True,
-    help="Embedded or Planetoid name, an .npz file, or a folder.",
+    help="Embedded, Planetoid or PyG name, an .npz file, or a folder.",
 )
 @click.option("--model", default=DEFAULT.model, show_default=True, metavar="|".join(MODELS), help="Graph network.")
 @click.option("--layers", type=int, default=DEFAULT.layers, show_default=True, help="Graph convolutions.")
