@@ -9,12 +9,16 @@ multiple of 8, a row takes ``bits * ceil(D / 8)`` bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 __all__ = ["BITS", "FLOAT_DTYPES", "LIBRARY", "OPS", "groups_per_row", "mask_bytes", "row_bytes"]
 
 BITS = (1, 2, 3, 4, 8)
+LARGEST_GROUP = 2**28  # elements: within a group the kernels count bits in 32-bit integers
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 LIBRARY = torch.library.Library("graphlossy", "FRAGMENT")
@@ -47,14 +51,20 @@ def mask_bytes(numel: int) -> int:
 
 def check_bits(bits: int) -> None:
     """Raises ValueError unless ``bits`` is a supported width."""
-    if isinstance(bits, bool) or bits not in BITS:
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
         raise ValueError(f"bits must be one of {BITS}, got {bits!r}")
 
 
 def check_group_size(group_size: int) -> None:
-    """Raises ValueError unless ``group_size`` is a positive multiple of 8."""
-    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 8 or group_size % 8:
-        raise ValueError(f"group_size must be a positive multiple of 8 (elements), got {group_size!r}; try 256")
+    """Raises ValueError unless ``group_size`` is a multiple of 8 from 8 to `LARGEST_GROUP`."""
+    if (
+        isinstance(group_size, bool)
+        or not isinstance(group_size, int)
+        or not 8 <= group_size <= LARGEST_GROUP
+        or group_size % 8
+    ):
+        allowed = f"a multiple of 8 (elements), 8 to {LARGEST_GROUP}"
+        raise ValueError(f"group_size must be {allowed}, got {group_size!r}; try 256")
 
 
 def check_float(name: str, dtype: torch.dtype) -> None:
@@ -148,7 +158,7 @@ def _mask_apply(grad: Tensor, packed: Tensor, scale: float) -> Tensor:
     return grad.new_empty(grad.shape)
 
 
-FAKES = {
+FAKES: dict[str, Callable[..., Any]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
     "pack_mask": _pack_mask,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from graphlossy.core import _cpu
+
 __all__ = ["kernel_status"]
 
 
@@ -14,7 +16,11 @@ def kernel_status() -> dict[str, dict[str, Any]]:
         >>> sorted(kernel_status())
         ['cpu', 'cuda']
     """
+    if _cpu.kernels is None:
+        cpu = {"live": False, "detail": _cpu.load_error}
+    else:
+        cpu = {"live": True, "detail": f"C++ kernels, {_cpu.LEVELS[_cpu.kernels.highest]}"}
     return {
-        "cpu": {"live": False, "detail": "no compiled kernel"},
+        "cpu": cpu,
         "cuda": {"live": False, "detail": "no compiled kernel"},
     }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from graphlossy.core._random import random_bits
-from graphlossy.core.quantize import draw_seed
+from graphlossy.core.quantize import seed_or_draw
 
 __all__ = ["check_count", "check_weights", "units", "unit_exponent", "weighted_sample"]
 
@@ -103,7 +103,7 @@ def weighted_sample(weights: Tensor, num_samples: int, seed: int | None = None) 
     """
     check_count("num_samples", num_samples, 0)
     largest = check_weights(weights)
-    seed = draw_seed() if seed is None else seed
+    seed = seed_or_draw(seed)
     empty = torch.empty(0, dtype=torch.int64, device=weights.device)
     if num_samples == 0:
         return empty, empty.clone()

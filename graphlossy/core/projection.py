@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from graphlossy.core import _schemas
 from graphlossy.core._random import random_signs
 from graphlossy.core._weighted_sample import check_count
-from graphlossy.core.quantize import QuantizedTensor, draw_seed, quantize
+from graphlossy.core.quantize import QuantizedTensor, quantize, seed_or_draw
 
 __all__ = ["ProjectedTensor", "random_projection"]
 
@@ -138,7 +138,7 @@ def random_projection(x: Tensor, rank: int, seed: int | None = None, block_rows:
         raise ValueError(f"rank must be at most D = {x.shape[-1]}, the last dimension of x; got {rank}")
     if block_rows is not None:
         check_count("block_rows", block_rows, 1)
-    seed = draw_seed() if seed is None else int(seed)
+    seed = seed_or_draw(seed)
     x = x.detach()
     y = _project(x.reshape(-1, x.shape[-1]), x.shape[-1], rank, seed, block_rows, back=False)
     return ProjectedTensor(y.view(*x.shape[:-1], rank), tuple(x.shape), x.dtype, seed, block_rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graphlossy.core import _schemas
 
-__all__ = ["QuantizedTensor", "draw_seed", "quantize"]
+__all__ = ["QuantizedTensor", "draw_seed", "quantize", "seed_or_draw"]
 
 _FORMAT = 1  # version of the metadata written by QuantizedTensor.to_tensors
 _FLAT = -(2**31)  # how dim=None is written there
@@ -23,6 +23,19 @@ _ROUNDINGS = ("stochastic", "nearest")
 def draw_seed() -> int:
     """A 63-bit seed from torch's global generator, so that torch.manual_seed governs it."""
     return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
+
+
+def seed_or_draw(seed: int | None) -> int:
+    """``seed``, or one drawn where it is None.
+
+    Raises:
+        TypeError: ``seed`` is no integer.
+    """
+    if seed is None:
+        return draw_seed()
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"seed must be an int or None, got {type(seed).__name__}")
+    return int(seed)
 
 
 def quantize(
@@ -43,7 +56,7 @@ def quantize(
     Args:
         x: float32, float16, bfloat16 or float64, any shape; values are handled as float32.
         bits: 1, 2, 3, 4 or 8.
-        group_size: elements that share one scale and offset (4 bytes together); a positive multiple of 8.
+        group_size: elements that share one scale and offset (4 bytes together); a multiple of 8 up to 2**28.
         rounding: ``"stochastic"`` (unbiased) or ``"nearest"`` (smaller error, biased).
         dim: groups run along this dimension, the last one of each row shorter; None: they run over the whole tensor in
             memory order, which costs the least metadata.
@@ -51,7 +64,7 @@ def quantize(
             every device.
 
     Raises:
-        TypeError: ``x`` is no float tensor, or is sparse.
+        TypeError: ``x`` is no float tensor, or is sparse; ``dim`` or ``seed`` is no int.
         ValueError: ``bits``, ``group_size``, ``rounding`` or ``dim`` is not allowed.
 
     Example:
@@ -71,28 +84,31 @@ def quantize(
     _schemas.check_group_size(group_size)
     if rounding not in _ROUNDINGS:
         raise ValueError(f"rounding must be one of {_ROUNDINGS}, got {rounding!r}")
-    if dim is not None and not -max(1, x.dim()) <= dim < max(1, x.dim()):
-        raise ValueError(f"dim must be None or in [{-max(1, x.dim())}, {max(1, x.dim()) - 1}], got {dim!r}")
+    if dim is not None:
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise TypeError(f"dim must be an int or None, got {type(dim).__name__}")
+        if not -max(1, x.dim()) <= dim < max(1, x.dim()):
+            raise ValueError(f"dim must be None or in [{-max(1, x.dim())}, {max(1, x.dim()) - 1}], got {dim!r}")
     stochastic = rounding == "stochastic"
-    if seed is None:
-        seed = draw_seed() if stochastic else 0
+    seed = seed_or_draw(0 if seed is None and not stochastic else seed)
     x = x.detach()
     order = _memory_order(x)
     rows, width, layout = _layout(tuple(x.shape), order, dim)
     group_size = min(group_size, -(-max(width, 1) // 8) * 8)
     flat = x.permute(layout).reshape(rows, width).contiguous()
-    stored = torch.ops.graphlossy.quantize(flat, bits, group_size, stochastic, _signed(seed))
-    return QuantizedTensor(*stored, bits, group_size, tuple(x.shape), x.dtype, dim, order)
+    packed, scale, offset = torch.ops.graphlossy.quantize(flat, bits, group_size, stochastic, _signed(seed))
+    return QuantizedTensor(packed, scale, offset, bits, group_size, tuple(x.shape), x.dtype, dim, order)
 
 
 def _signed(seed: int) -> int:
     """The 64 low bits of ``seed`` as a signed number, which an operator's argument must be."""
-    return (int(seed) + 2**63) % 2**64 - 2**63
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 def _memory_order(x: Tensor) -> tuple[int, ...]:
     """The dimensions of a dense tensor from the outermost to the innermost in memory."""
-    order = tuple(sorted(range(x.dim()), key=lambda d: (-x.stride(d), d)))
+    strides = x.stride()
+    order = tuple(sorted(range(x.dim()), key=lambda d: (-strides[d], d)))
     return order if x.permute(order).is_contiguous() else tuple(range(x.dim()))
 
 
@@ -183,8 +199,10 @@ class QuantizedTensor:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> QuantizedTensor:
         """The same values stored on ``device``; itself if they are there already."""
-        moved = [t.to(device, non_blocking=non_blocking) for t in (self.packed, self.scale, self.offset)]
-        return self if moved[0] is self.packed else QuantizedTensor(*moved, *self._constants())
+        packed, scale, offset = (
+            t.to(device, non_blocking=non_blocking) for t in (self.packed, self.scale, self.offset)
+        )
+        return self if packed is self.packed else QuantizedTensor(packed, scale, offset, *self._constants())
 
     def to_tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """Everything as named tensors (for safetensors): packed, scale, offset and a small int64 ``meta``."""
@@ -200,23 +218,37 @@ class QuantizedTensor:
 
         Raises:
             KeyError: a tensor of this prefix is missing.
-            ValueError: the metadata is of an unknown version or does not fit the tensors.
+            TypeError: a tensor has another dtype than `to_tensors` gave it.
+            ValueError: the metadata is of an unknown version or damaged, or does not fit the tensors.
         """
         missing = [prefix + name for name in ("packed", "scale", "offset", "meta") if prefix + name not in tensors]
         if missing:
             raise KeyError(f"tensors has no {', '.join(missing)}; give the prefix given to to_tensors (got {prefix!r})")
-        version, bits, group_size, dtype, dim, *sizes = tensors[prefix + "meta"].tolist()
-        if version != _FORMAT:
-            raise ValueError(f"{prefix}meta has version {version}; this graphlossy reads {_FORMAT}: update graphlossy")
+        meta = tensors[prefix + "meta"]
+        if meta.dtype != torch.int64:
+            raise TypeError(f"{prefix}meta must be int64, got {meta.dtype}; store it as to_tensors gave it")
+        numbers = meta.flatten().tolist()
+        if numbers and numbers[0] != _FORMAT:
+            raise ValueError(
+                f"{prefix}meta has version {numbers[0]}; this graphlossy reads {_FORMAT}: update graphlossy"
+            )
+        damaged = ValueError(f"{prefix}meta is damaged: {numbers}; write the tensors again with to_tensors")
+        if len(numbers) < 5 or len(numbers) % 2 == 0:
+            raise damaged
+        _, bits, group_size, dtype, dim, *sizes = numbers
         half = len(sizes) // 2
         shape, order = tuple(sizes[:half]), tuple(sizes[half:])
-        if not 0 <= dtype < len(_schemas.FLOAT_DTYPES) or sorted(order) != list(range(half)):
-            raise ValueError(f"{prefix}meta is damaged: {tensors[prefix + 'meta'].tolist()}")
-        stored = [tensors[prefix + name] for name in ("packed", "scale", "offset")]
+        sound = sorted(order) == list(range(half)) and min(shape, default=0) >= 0
+        sound = sound and (dim == _FLAT or -max(1, half) <= dim < max(1, half))
+        if not sound or not 0 <= dtype < len(_schemas.FLOAT_DTYPES):
+            raise damaged
+        packed, scale, offset = (tensors[prefix + name] for name in ("packed", "scale", "offset"))
         along = None if dim == _FLAT else dim
-        width = _layout(shape, order, along)[1]
-        _schemas.check_dequantize(*stored, bits, group_size, width, _schemas.FLOAT_DTYPES[dtype])
-        return cls(*stored, bits, group_size, shape, _schemas.FLOAT_DTYPES[dtype], along, order)
+        rows, width, _ = _layout(shape, order, along)
+        _schemas.check_dequantize(packed, scale, offset, bits, group_size, width, _schemas.FLOAT_DTYPES[dtype])
+        if packed.shape[0] != rows:
+            raise ValueError(f"{prefix}packed must have {rows} rows for shape {shape}, got {packed.shape[0]}")
+        return cls(packed, scale, offset, bits, group_size, shape, _schemas.FLOAT_DTYPES[dtype], along, order)
 
     def _constants(self) -> tuple[Any, ...]:
         return self.bits, self.group_size, tuple(self.shape), self.dtype, self.dim, self.order

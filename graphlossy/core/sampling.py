@@ -24,7 +24,7 @@ from torch import Tensor
 
 from graphlossy.core._random import permutation, uniform
 from graphlossy.core._weighted_sample import check_count, check_weights, unit_exponent, units, weighted_sample
-from graphlossy.core.quantize import draw_seed
+from graphlossy.core.quantize import seed_or_draw
 
 __all__ = ["RowSample", "sample_rows", "sampled_matmul", "weighted_sample"]
 
@@ -122,7 +122,7 @@ def sample_rows(weights: Tensor, k: int, method: str = "wta", seed: int | None =
     check_count("k", k, 1)
     largest = check_weights(weights)
     weights = weights.detach()
-    seed = draw_seed() if seed is None else int(seed)
+    seed = seed_or_draw(seed)
     if largest == 0 and method != "uniform":  # which does not look at the weights
         return _sample(weights, torch.empty(0, dtype=torch.int64, device=weights.device))
     return _METHODS[method](weights, k, seed)

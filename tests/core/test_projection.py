@@ -151,6 +151,7 @@ def test_the_global_generator_governs_the_seed():
         ((torch.ones(2, 4), 5), ValueError, "rank must be at most D = 4.*got 5"),
         ((torch.ones(2, 4), 0), ValueError, "rank must be at least 1, got 0"),
         ((torch.ones(2, 4), 2.0), TypeError, "rank must be an int, got float"),
+        ((torch.ones(2, 4), 2, "7"), TypeError, "seed must be an int or None, got str"),
         ((torch.ones(2, 4), 2, 0, 0), ValueError, "block_rows must be at least 1, got 0"),
         ((torch.ones(()), 1), ValueError, "at least one dimension"),
         ((torch.ones(2, 4, dtype=torch.int64), 2), TypeError, "x"),

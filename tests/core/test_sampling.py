@@ -240,6 +240,7 @@ def test_gradients_do_not_flow_through_the_choice():
         ((torch.ones(3), 0), ValueError, "k must be at least 1, got 0"),
         ((torch.ones(3), 1.5), TypeError, "k must be an int, got float"),
         ((torch.ones(3), True), TypeError, "k must be an int, got bool"),
+        ((torch.ones(3), 1, "crs", 1.5), TypeError, "seed must be an int or None, got float"),
         ((torch.ones(3), 1, "best"), ValueError, "method must be one of .*'wta'.*got 'best'"),
         ((torch.tensor([1.0, -2.0]), 1), ValueError, r"weights\[1\] is -2.0"),
         ((torch.tensor([1.0, torch.nan]), 1), ValueError, r"weights\[1\] is nan"),

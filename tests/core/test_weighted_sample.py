@@ -133,6 +133,8 @@ def test_errors():
         weighted_sample(torch.ones(3), -1)
     with pytest.raises(TypeError, match="num_samples must be an int, got float"):
         weighted_sample(torch.ones(3), 2.0)
+    with pytest.raises(TypeError, match="seed must be an int or None, got float"):
+        weighted_sample(torch.ones(3), 1, 0.5)
     with pytest.raises(ValueError, match="got 4 weights, all zero"):
         weighted_sample(torch.zeros(4), 1)
     with pytest.raises(ValueError, match="got 0 weights"):

@@ -1,6 +1,7 @@
 // graphlossy::dequantize on the CPU: codes of a group to one byte each, then straight to the output type.
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 
 #include "cpu_dispatch.h"
 #include "group_math.h"
@@ -84,9 +85,17 @@ struct DequantizeBody {
  private:
   static LOSSY_INLINE void decode_codes(const uint8_t* __restrict code, T* __restrict out, int32_t n, float scale,
                                         float offset) {
+    if constexpr (std::is_floating_point<T>::value) {
+      if (is_finite(scale) & is_finite(offset)) {  // then there is no NaN to make canonical
+#pragma omp simd
+        for (int32_t i = 0; i < n; ++i) out[i] = (T)decode(code[i], scale, offset);
+        return;
+      }
+    }
 #pragma omp simd
     for (int32_t i = 0; i < n; ++i) store_decoded(decode(code[i], scale, offset), out + i);
   }
+  static LOSSY_INLINE bool is_finite(float v) { return (bits_of(v) & 0x7fffffffu) < kInfinity; }
 };
 }  // namespace
 }  // namespace lossy
@@ -98,8 +107,8 @@ extern "C" int lossy_dequantize(const uint8_t* packed, const uint16_t* scale, co
   using namespace lossy;
   if (rows == 0 || width == 0) return 0;
   const int64_t element = dtype == 0 ? 4 : dtype == 3 ? 8 : 2;
-  const DequantizeArgs a{packed, scale, offset, out, width, group_size, bits, 
-                         stream_copy_for(rows * width * element, level)};
+  const DequantizeArgs a{packed, scale, offset, out, width, group_size, bits,
+                         prepare_result(out, rows * width * element, level)};
   const int64_t count = rows * ((width + group_size - 1) / group_size);
   const int64_t block = std::max<int64_t>(1, 32768 / std::min(width, group_size));
   switch (dtype) {

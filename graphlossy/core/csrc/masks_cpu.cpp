@@ -119,6 +119,7 @@ int lossy_pack_mask(const void* mask, int kind, uint8_t* out, int64_t numel, int
 }
 int lossy_unpack_mask(const uint8_t* packed, uint8_t* out, int64_t numel, int threads, int level) {
   using namespace lossy;
+  prepare_result(out, numel, level);  // its eight-byte stores stay plain ones
   run_parallel<UnpackBody>(UnpackArgs{packed, out, numel}, numel, kBlock, threads, level);
   return 0;
 }
@@ -127,7 +128,7 @@ int lossy_mask_apply(const void* grad, int dtype, const uint8_t* packed, void* o
                      int threads, int level) {
   using namespace lossy;
   const int64_t element = dtype == 0 ? 4 : dtype == 3 ? 8 : 2;
-  const ApplyArgs a{grad, packed, out, scale, stream_copy_for(numel * element, level)};
+  const ApplyArgs a{grad, packed, out, scale, prepare_result(out, numel * element, level)};
   switch (dtype) {
     case 0: run_parallel<ApplyBody<float>>(a, numel, kBlock, threads, level); return 0;
     case 1: run_parallel<ApplyBody<half_bits>>(a, numel, kBlock, threads, level); return 0;

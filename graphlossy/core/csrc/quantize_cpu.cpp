@@ -190,6 +190,7 @@ int lossy_quantize(const void* x, int dtype, uint8_t* packed, uint16_t* scale, u
   using namespace lossy;
   if (rows == 0 || width == 0) return 0;
   const QuantizeArgs a{x, packed, scale, offset, width, group_size, bits, stochastic != 0, seed_hash(seed)};
+  prepare_result(packed, rows * (padded(width) / 8 * bits), level);  // its short stores stay plain ones
   const int64_t count = rows * ((width + group_size - 1) / group_size);
   const int64_t block = std::max<int64_t>(1, 32768 / std::min(width, group_size));
   switch (dtype) {

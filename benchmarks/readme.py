@@ -1,0 +1,124 @@
+"""Writes the figures of README.md from the result files, between its two ``figures`` comments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks import _report
+from benchmarks.table import DATASETS, markdown
+
+__all__ = ["main", "render", "replace"]
+
+EXAMPLES = """\
+  python -m benchmarks.readme              writes them
+  python -m benchmarks.readme --check      exit code 1 if README.md shows others than the result files hold"""
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- figures: python -m benchmarks.readme -->", "<!-- /figures -->"
+MODELS = {
+    "gcn": "GCN, 3 layers of {hidden}",
+    "sage": "GraphSAGE, 3 layers of {hidden}",
+    "gat": "GAT, 3 layers of 3 x {half}",
+    "gcn2": "GCN2, {deep} layers of {hidden}",
+}
+
+
+def render(memory: dict[str, Any], bits: dict[str, Any], accuracy: dict[str, Any]) -> str:
+    """The text between the comments."""
+    size = memory["settings"]
+    names = {key: text.format(**size, half=size["hidden"] // 2) for key, text in MODELS.items()}
+    rows = [
+        [names[model], *_against(found, "compress-2bit", "pyg-csr"), *_against(found, "nn-2bit", "pyg-csr")[:2]]
+        for model, found in memory["summary"].items()
+    ]
+    usual = [
+        [names[model], *_against(found, "compress-2bit-edge_index", "pyg-edge_index")]
+        for model, found in memory["summary"].items()
+    ]
+    head = ["saved for backward", "peak of a step", "epoch time"]
+    layer = bits["bits"]["128"]
+    return "\n\n".join([
+        f"One training step, N = {size['nodes']:,}, E = {size['edges']:,}, float32 PyG → 2 bits, "
+        f"{memory['machine']['cpu']}, {size['threads']} threads:",
+        markdown(
+            ["against PyG's fast path, a sparse `adj_t`", *head, "`graphlossy.nn`: saved", "peak"], rows
+        ),
+        markdown(["against PyG with a plain `edge_index`", *head], usual),
+        f"Bits stored per element of one GCN layer, D = 128: {layer['compress-2bit']:.2f} under `compress(bits=2)`, "
+        f"{layer['nn-2bit']:.2f} with `graphlossy.nn`; float32 takes {layer['pyg-csr']:.0f}, EXACT's scheme "
+        f"{layer['exact-2bit']:.2f}. Test score, mean ± standard deviation over 10 seeds, and the difference to float32 "
+        "over equal seeds with its standard error:",
+        _scores(accuracy["summary"]),
+        "All methods compared (bfloat16, checkpointing, EXACT, sampling, ...) and how it was measured: "
+        "[benchmarks/README.md](benchmarks/README.md). Figures on a GPU have not been measured yet.",
+    ])  # fmt: skip
+
+
+def _against(found: dict[str, Any], variant: str, base: str) -> list[str]:
+    plain, ours = found[base], found[variant]
+    ratio = ours[f"vs {base}"]
+    peaks = (plain["peak_bytes"]["median"], ours["peak_bytes"]["median"])
+    return [
+        f"{_mb(plain['held_bytes'])} → {_mb(ours['held_bytes'])} ({ratio['saved']:.1f}x less)",
+        f"{_mb(peaks[0])} → {_mb(peaks[1])} ({ratio['peak']:.1f}x less)",
+        f"{ratio['time']:.2f}x",
+    ]
+
+
+def _mb(nbytes: float) -> str:
+    return f"{nbytes / 1e6:,.0f} MB"
+
+
+def _scores(summary: dict[str, Any]) -> str:
+    rows = []
+    for name, title in DATASETS.items():
+        cells = [title, f"{summary[name]['float32']['mean']:.2f} ± {summary[name]['float32']['std']:.2f}"]
+        for scheme in ("compress-2bit", "nn-2bit"):
+            row = summary[name][scheme]
+            difference = f"{row['difference']:+.2f}, se {row['standard_error']:.2f}"
+            cells.append(f"{row['mean']:.2f} ± {row['std']:.2f} ({difference})")
+        rows.append(cells)
+    return markdown(["GCN on", "float32", "`compress(bits=2)`", "`graphlossy.nn`, 2 bits"], rows)
+
+
+def replace(text: str, figures: str) -> str:
+    """``text`` with ``figures`` between the two comments.
+
+    Raises:
+        ValueError: a comment is missing.
+    """
+    before, found, rest = text.partition(BEGIN)
+    _, also_found, after = rest.partition(END)
+    if not found or not also_found:
+        raise ValueError(f"README.md needs the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{figures}\n\n{END}{after}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__, epilog="examples:\n" + EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--check", action="store_true", help="write nothing; compare")
+    args = made.parse_args(argv)
+    missing = [name for name in ("memory", "bits_per_element", "accuracy") if not _file(name).exists()]
+    if missing:
+        made.error(f"no results of {', '.join(missing)}; run `python -m benchmarks` first")
+    data = [json.loads(_file(name).read_text()) for name in ("memory", "bits_per_element", "accuracy")]
+    old = README.read_text()
+    new = replace(old, render(*data))
+    if args.check:
+        return 0 if new == old else 1
+    README.write_text(new)
+    return 0
+
+
+def _file(name: str) -> Path:
+    return _report.RESULTS / f"{name}.json"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
