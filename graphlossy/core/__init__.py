@@ -5,7 +5,7 @@ low-level operator is registered with torch.library in the namespace ``graphloss
 have a compiled kernel on this machine.
 """
 
-from graphlossy.core import _cpu, _reference  # noqa: F401  registers graphlossy::quantize and the other operators
+from graphlossy.core import _cpu, _cuda, _reference  # noqa: F401  registers graphlossy::quantize and the others
 from graphlossy.core._status import kernel_status
 from graphlossy.core.budget import allocate_bits, allocate_bits_exact, format_bytes, parse_bytes
 from graphlossy.core.masks import PackedMask, mask_apply, narrow_index, pack_mask, unpack_mask

@@ -93,7 +93,10 @@ def test_every_code_decodes_to_every_type(bits: int) -> None:
     width, group = 8 * 256 // bits // 8 * 8, 2048
     packed = torch.arange(256, dtype=torch.uint8)[: width // 8 * bits].repeat(64, 1)
     generator = torch.Generator().manual_seed(3)
-    stored = torch.randint(-(2**15), 2**15, (2, 64, 1), generator=generator, dtype=torch.int16).view(torch.bfloat16)
+    patterns = torch.randint(-(2**15), 2**15, (2, 64, 1), generator=generator, dtype=torch.int16)
+    unusual = torch.tensor([0x7F81, 0xFFC3, 0x7F80, 0xFF80, 0, 0x8000, 0x3F80], dtype=torch.int32).to(torch.int16)
+    patterns[0, :49, 0], patterns[1, :49, 0] = unusual.repeat_interleave(7), unusual.repeat(7)  # every pair of them
+    stored = patterns.view(torch.bfloat16)
     for kind in DTYPES:
         expected = _reference.dequantize(packed, stored[0], stored[1], bits, group, width, kind)
         for name, kernels in levels_and_threads():
