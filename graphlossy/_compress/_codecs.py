@@ -6,6 +6,7 @@ payload, so that one payload serves a tensor that is saved several times, reshap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from graphlossy.core import PackedMask, QuantizedTensor, pack_mask, quantize, unpack_mask
+from graphlossy.core._memory import release_free_memory
 
 __all__ = [
     "Kept",
@@ -29,8 +31,14 @@ __all__ = [
 ]
 
 GROUP_SIZE = 256
-# Elements of a mask that exist as bytes at a time; a multiple of 8.
-MASK_BLOCK = 1 << 22
+# Elements of a mask that exist as bytes at a time, a multiple of 8: few on a CPU, where large pieces that come and go
+# fragment the heap; a GPU needs more to be busy.
+_MASK_BLOCK = {"cpu": 1 << 20}
+_DEVICE_MASK_BLOCK = 1 << 24
+
+
+def _mask_block(device: torch.device) -> int:
+    return _MASK_BLOCK.get(device.type, _DEVICE_MASK_BLOCK)
 
 
 class Kept:
@@ -77,6 +85,10 @@ class LowBit:
     @property
     def nbytes(self) -> int:
         return self._quantized.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        return self._quantized.device
 
     @property
     def scale(self) -> Tensor:
@@ -149,8 +161,12 @@ class TwoValued:
         if is_high is None:
             self.mask = pack_mask(flat)
         else:
-            parts = [pack_mask(is_high(part)).bits for part in flat.split(MASK_BLOCK)]
+            parts = [pack_mask(is_high(part)).bits for part in flat.split(_mask_block(flat.device))]
             self.mask = PackedMask(parts[0] if len(parts) == 1 else torch.cat(parts), tuple(flat.shape))
+
+    @property
+    def device(self) -> torch.device:
+        return self.mask.device
 
     @property
     def nbytes(self) -> int:
@@ -160,7 +176,8 @@ class TwoValued:
         if self.dtype == torch.bool:
             return unpack_mask(self.mask)
         out = torch.empty(self.mask.numel(), dtype=self.dtype, device=self.mask.device)
-        for part, packed in zip(out.split(MASK_BLOCK), self.mask.bits.split(MASK_BLOCK // 8), strict=True):
+        block = _mask_block(out.device)
+        for part, packed in zip(out.split(block), self.mask.bits.split(block // 8), strict=True):
             part.copy_(unpack_mask(PackedMask(packed, tuple(part.shape))))
             if self.high - self.low != 1.0:
                 part.mul_(self.high - self.low)
@@ -232,7 +249,10 @@ class Stored:
     expanded: tuple[int, ...]
 
     def unpack(self) -> Tensor:
-        out = self.payload.unpack()
+        payload = self.payload
+        if isinstance(payload, (LowBit, TwoValued)):
+            release_free_memory(payload.device, 4 * math.prod(self.shape))
+        out = payload.unpack()
         if self.order is None:
             return out
         if isinstance(self.payload, Unneeded):

@@ -60,11 +60,11 @@ class ModuleStack:
         """Dotted name of the module whose forward is running; "" for the outermost."""
         return self._stack[-1][1] if self._stack else ""
 
-    def replace(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def replace(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a torch call that is carried out in another way here, or None."""
-        if self._router is None or not self._stack:
+        if self._router is None:
             return None
-        return self._router.replace(self._stack[-1][0], name, func, args, kwargs)
+        return self._router.replace(self._stack[-1][0] if self._stack else None, name, args, kwargs)
 
     def _push(self, module: nn.Module, args: Any) -> None:
         if threading.get_ident() != self._thread:

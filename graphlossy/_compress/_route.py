@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from graphlossy.autograd.csr_product import csr_product, is_csr_product
 from graphlossy.autograd.graph import CSRGraph, plain_tensor
 from graphlossy.autograd.spmm import spmm
 
@@ -134,21 +135,24 @@ class Router:
         if isinstance(out, Tensor):
             self._recent.append((module, weakref.ref(out)))
 
-    def replace(self, module: nn.Module, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def replace(self, module: nn.Module | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a torch call inside ``module``'s forward, carried out in less memory; None: as it is."""
         if name == "sparse_mm" and len(args) >= 2:
             graph = self._cache.graph_of(args[0])
             if graph is not None:
                 return spmm(graph, args[1], reduce=args[2] if len(args) > 2 else "sum")
+        if name in ("matmul", "mm", "sparse_mm") and not kwargs and is_csr_product(args):
+            return csr_product(*args)
         if name == "add" and len(args) == 2 and not kwargs and self._may_add_in_place(module, *args):
             return args[0].add_(args[1])
         return None
 
-    def _may_add_in_place(self, module: nn.Module, out: Any, other: Any) -> bool:
+    def _may_add_in_place(self, module: nn.Module | None, out: Any, other: Any) -> bool:
         """GCNConv's ``out + self.bias`` and SAGEConv's ``out + self.lin_r(x)``: nothing else holds ``out`` there.
 
         The sum is the same numbers; one N x C tensor less is alive at the peak.
         """
-        if not isinstance(out, Tensor) or not isinstance(other, Tensor) or out.grad_fn is None:
+        if not isinstance(out, Tensor) or not isinstance(other, Tensor) or out.grad_fn is None or module is None:
             return False
         if out.dtype != other.dtype:
             return False

@@ -143,7 +143,7 @@ class Session(TorchFunctionMode):
         self._frame = Frame(name, rule_for(name, args), args, kwargs)
         try:
             if self.policy is not None:
-                replaced = self.modules.replace(name, func, args, kwargs)
+                replaced = self.modules.replace(name, args, kwargs)
                 out = func(*args, **kwargs) if replaced is None else replaced
             else:
                 out = func(*args, **kwargs)

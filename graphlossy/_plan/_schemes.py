@@ -95,7 +95,7 @@ def parse_scheme(given: Any) -> Scheme:
 
 
 def checkpointable(model: nn.Module) -> list[nn.Module]:
-    """The layers that checkpointing recomputes one by one: the outermost long Sequentials and members of ModuleLists."""
+    """The layers that checkpointing recomputes one by one: outermost long Sequentials, members of ModuleLists."""
     found: list[nn.Module] = []
     if isinstance(model, nn.Sequential) and len(model) > 2:
         return [model]

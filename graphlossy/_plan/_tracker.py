@@ -66,7 +66,7 @@ class AllocationTracker(TorchDispatchMode):
         return self._bytes
 
     def _sweep(self) -> None:
-        # As StorageWeakRef.expired(), without its two calls in between: this runs for every storage after every operation.
+        # As StorageWeakRef.expired(), without its two calls in between: this runs after every operation.
         expired = torch.UntypedStorage._expired  # type: ignore[attr-defined]
         for address in [address for address, (ref, _) in self._live.items() if expired(ref.cdata)]:
             self._bytes -= self._live.pop(address)[1]

@@ -21,6 +21,7 @@ from graphlossy.autograd._ops import define
 from graphlossy.autograd._packed import Meta, Packed, block_rows, check_bits, draw_seed, pack_tensor, row_blocks
 from graphlossy.autograd.dropout import keep_scale
 from graphlossy.autograd.recipe import Recipe, attach
+from graphlossy.core._memory import release_free_memory
 
 __all__ = ["batch_norm", "batch_norm_grads", "check_batch", "grad_block", "pack_normalized", "rows_of", "wide"]
 
@@ -170,6 +171,7 @@ def batch_norm_grads(  # type: ignore[no-untyped-def]
 ):
     """(dx, dw, db) from what the forward kept; through ``mask`` if a ReLU and dropout(p) followed."""
     inv = inv.to(wide(grad.dtype))
+    release_free_memory(grad.device, grad.numel() * grad.element_size())
     grad_x, grad_weight, grad_bias = _batch_backward_op(grad, kept, inv, weight, mask, p, bits, group_size)
     if weight is None:
         return grad_x, None, None
