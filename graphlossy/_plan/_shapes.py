@@ -93,8 +93,7 @@ class GraphShapes:
         train = None
         if isinstance(mask, Tensor) and mask.any():
             train = int((mask if mask.dim() == 1 else mask[:, 0]).sum())
-        wide = isinstance(edge_attr, Tensor) and edge_attr.dim() == 2
-        width = int(edge_attr.shape[1]) if wide else 0
+        width = int(edge_attr.shape[1]) if isinstance(edge_attr, Tensor) and edge_attr.dim() == 2 else 0
         return cls(int(x.shape[0]), _count_edges(data), int(x.shape[1]), classes, train or None, width, several)
 
 
@@ -151,7 +150,7 @@ def _count_edges(data: Any) -> int:
     adj_t = getattr(data, "adj_t", None)
     if isinstance(adj_t, Tensor):
         return int(adj_t.values().shape[0])
-    if hasattr(adj_t, "nnz"):
+    if adj_t is not None and hasattr(adj_t, "nnz"):
         return int(adj_t.nnz())
     raise ValueError(f"data has no edges: edge_index is {_describe(edge_index)}, adj_t is {_describe(adj_t)}")
 

@@ -68,7 +68,7 @@ def _design(target: Mapping[str, int], base: Mapping[str, int]) -> Design:
     if not varied:
         return Design((), (dict(base),), None)
     probes = [{**base, **_grown(base, varied[:count], [1.5] * count)} for count in range(len(varied) + 1)]
-    check = {**base, **_grown(base, varied, [2.0, 1.5, 1.0])}
+    check = {**base, **_grown(base, varied, [2.0] * len(varied))}  # every size is one that no probe had
     return Design(tuple(varied), tuple(probes), check)
 
 

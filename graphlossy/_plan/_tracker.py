@@ -67,7 +67,7 @@ class AllocationTracker(TorchDispatchMode):
 
     def _sweep(self) -> None:
         # As StorageWeakRef.expired(), without its two calls in between: this runs after every operation.
-        expired = torch.UntypedStorage._expired  # type: ignore[attr-defined]
+        expired = torch.UntypedStorage._expired
         for address in [address for address, (ref, _) in self._live.items() if expired(ref.cdata)]:
             self._bytes -= self._live.pop(address)[1]
 

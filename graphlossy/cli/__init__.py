@@ -12,6 +12,7 @@ __all__ = ["COMMANDS", "main"]
 
 # Name of the command (and of its file, "-" written "_"): what `graphlossy --help` says of it.
 COMMANDS = {
+    "plan": "Predict the memory of training, scheme by scheme, and say what fits.",
     "train": "Train a graph network, float32 and compressed side by side, and report what it saved.",
 }
 

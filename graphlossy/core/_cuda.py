@@ -1,4 +1,4 @@
-"""The operators on CUDA: compiled for the device at the first call, launched through the driver on torch's stream.
+"""The operators on CUDA: each kernel compiled for the device at its first call, launched on torch's stream.
 
 Where that does not work (no NVRTC, an unknown device), the plain-torch reference runs on the device and one warning
 says why. Importing this module neither initialises CUDA nor loads a library.
@@ -19,33 +19,36 @@ from graphlossy.core import _nvrtc, _reference, _schemas
 
 __all__ = ["Kernels", "kernels_for"]
 
-THREADS, WARPS = 256, 8  # of a block: kThreads and kWarps in csrc/lossy_cuda.cu
-_MOST_BLOCKS = 2**31 - 1
-# A block handles at least this many elements of a mask; with more elements than _MOST_BLOCKS blocks take, it loops.
-_PACKED_BY_A_BLOCK = WARPS * 1024
+# As in csrc/quantize.cuh: threads of a block and of a warp, positions of a unit, elements that a thread of quantize
+# keeps in registers, rows ("planes") that a group is seen as at each number of bits.
+THREADS, WARP, UNIT, KEPT = 256, 32, 4, 32
+PLANES = {1: 8, 2: 4, 3: 8, 4: 2, 8: 2}
+_MOST_BLOCKS = 2**31 - 1  # of a grid; where that is too few, the kernels loop
 
 _LONG, _INT, _UNSIGNED, _DOUBLE = ctypes.c_int64, ctypes.c_int, ctypes.c_uint64, ctypes.c_double
-_FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
-_INTEGERS = {1: "int8", 2: "int16", 4: "int32", 8: "int64"}
+_FLOATS = {
+    torch.float32: ("float32", "float"),
+    torch.float16: ("float16", "half_bits"),
+    torch.bfloat16: ("bfloat16", "bfloat16_bits"),
+    torch.float64: ("float64", "double"),
+}
+_INTEGERS = {1: ("int8", "uint8_t"), 2: ("int16", "uint16_t"), 4: ("int32", "uint32_t"), 8: ("int64", "uint64_t")}
 
 
 class Kernels:
-    """The operators on top of one loaded module.
+    """The operators on top of a CUDA driver.
 
     Args:
-        driver: the CUDA driver library.
-        image: what NVRTC compiled.
+        driver: the driver library.
+        image: gives the code of a kernel, from a macro of csrc/lossy_cuda.cu that defines it.
         stream: gives the stream to launch on.
-
-    Raises:
-        OSError: the driver cannot load the image.
     """
 
-    def __init__(self, driver: ctypes.CDLL, image: bytes, stream: Callable[[], int]) -> None:
-        self._driver, self._stream = driver, stream
-        self._module = ctypes.c_void_p()
+    def __init__(self, driver: ctypes.CDLL, image: Callable[[str], bytes], stream: Callable[[], int]) -> None:
+        self._driver, self._image, self._stream = driver, image, stream
         self._functions: dict[str, ctypes.c_void_p] = {}
-        self._check(driver.cuModuleLoadData(ctypes.byref(self._module), image))
+        self._context = ctypes.c_void_p()
+        self._lock = threading.Lock()
 
     def _check(self, status: int) -> None:
         if status:
@@ -53,26 +56,51 @@ class Kernels:
             self._driver.cuGetErrorString(status, ctypes.byref(text))
             raise OSError(f"CUDA driver: {(text.value or b'unknown error').decode()} (error {status})")
 
-    def _launch(self, name: str, blocks: int, *arguments: Any) -> None:
-        function = self._functions.get(name)
-        if function is None:
-            function = ctypes.c_void_p()
-            self._check(self._driver.cuModuleGetFunction(ctypes.byref(function), self._module, name.encode()))
-            self._functions[name] = function
+    def _enter(self) -> None:
+        """Makes the device's context current in a thread where torch has not yet: torch does so when it must itself."""
+        current = ctypes.c_void_p()
+        self._check(self._driver.cuCtxGetCurrent(ctypes.byref(current)))
+        if current.value:
+            self._context = self._context if self._context.value else current
+        elif self._context.value:
+            self._check(self._driver.cuCtxSetCurrent(self._context))
+
+    def load(self, name: str, definition: str) -> ctypes.c_void_p:
+        """The kernel ``name``, compiled and loaded if it is not yet."""
+        with self._lock:
+            function = self._functions.get(name)
+            if function is None:
+                self._enter()
+                module, function = ctypes.c_void_p(), ctypes.c_void_p()  # a module lives as long as the process
+                self._check(self._driver.cuModuleLoadData(ctypes.byref(module), self._image(definition)))
+                self._check(self._driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
+                self._functions[name] = function
+            return function
+
+    def _launch(self, name: str, definition: str, blocks: int, *arguments: Any) -> None:
+        function = self._functions.get(name) or self.load(name, definition)
         held = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
         pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(value) for value in held))
         grid, block = (min(blocks, _MOST_BLOCKS), 1, 1), (THREADS, 1, 1)
         stream = ctypes.c_void_p(self._stream())
+        self._enter()
         self._check(self._driver.cuLaunchKernel(function, *grid, *block, 0, stream, pointers, None))
 
     def quantize(self, x: Tensor, bits: int, group_size: int, stochastic: bool, seed: int) -> tuple[Tensor, ...]:
         """graphlossy::quantize."""
         stored = _schemas.FAKES["quantize"](x, bits, group_size, stochastic, seed)
         x = x.contiguous()
-        groups = stored[1].numel()
+        groups, width = stored[1].numel(), x.shape[1]
         if groups:
-            sizes = _LONG(groups), _LONG(x.shape[1]), _LONG(group_size), _INT(stochastic), _UNSIGNED(seed % 2**64)
-            self._launch(f"quantize_{_FLOATS[x.dtype]}_{bits}", -(-groups // WARPS), x, *stored, *sizes)
+            threads = -(-_units(width, group_size, bits) // (KEPT // (UNIT * PLANES[bits])))
+            block = threads > WARP  # a group is too long for a warp's registers: it takes a whole block
+            log_lanes = _log2(THREADS if block else threads)
+            kind, c_type = _FLOATS[x.dtype]
+            name = f"quantize_{kind}_{bits}{'_block' if block else ''}"
+            definition = f"LOSSY_QUANTIZE({c_type},{name},{bits},{'true' if block else 'false'})"
+            sizes = _LONG(groups), _LONG(_schemas.groups_per_row(width, group_size)), _LONG(width), _LONG(group_size)
+            rest = _INT(log_lanes), _INT(stochastic), _UNSIGNED(seed % 2**64)
+            self._launch(name, definition, -(-groups // (THREADS >> log_lanes)), x, *stored, *sizes, *rest)
         return stored
 
     def dequantize(
@@ -83,28 +111,36 @@ class Kernels:
         stored = packed.contiguous(), scale.contiguous(), offset.contiguous()
         groups = scale.numel()
         if groups:
-            sizes = _LONG(groups), _LONG(width), _LONG(group_size)
-            self._launch(f"dequantize_{_FLOATS[dtype]}_{bits}", -(-groups // WARPS), *stored, out, *sizes)
+            units = _units(width, group_size, bits)
+            log_lanes = _log2(min(WARP, units))
+            parts = -(-units >> log_lanes)
+            kind, c_type = _FLOATS[dtype]
+            name = f"dequantize_{kind}_{bits}"
+            definition = f"LOSSY_DEQUANTIZE({c_type},{name},{bits})"
+            sizes = _LONG(groups), _LONG(_schemas.groups_per_row(width, group_size)), _LONG(width), _LONG(group_size)
+            blocks = -(-groups * parts // (THREADS >> log_lanes))
+            self._launch(name, definition, blocks, *stored, out, *sizes, _INT(log_lanes), _LONG(parts))
         return out
 
     def pack_mask(self, mask: Tensor) -> Tensor:
         """graphlossy::pack_mask."""
         out = _schemas.FAKES["pack_mask"](mask)
-        kind = _FLOATS.get(mask.dtype)
-        if kind is None:
-            if mask.dtype.is_floating_point or mask.dtype.is_complex:
-                mask = mask != 0
-            kind = _INTEGERS[mask.element_size()]
+        if mask.dtype not in _FLOATS and (mask.dtype.is_floating_point or mask.dtype.is_complex):
+            mask = mask != 0
+        kind, c_type = _FLOATS.get(mask.dtype) or _INTEGERS[mask.element_size()]
         mask, numel = mask.contiguous(), mask.numel()
         if numel:
-            self._launch(f"pack_mask_{kind}", -(-numel // _PACKED_BY_A_BLOCK), mask, out, _LONG(numel))
+            name = f"pack_mask_{kind}"
+            blocks = -(-numel // (THREADS * (16 if mask.element_size() == 1 else 8)))
+            self._launch(name, f"LOSSY_PACK_MASK({c_type},{name})", blocks, mask, out, _LONG(numel))
         return out
 
     def unpack_mask(self, packed: Tensor, numel: int) -> Tensor:
         """graphlossy::unpack_mask."""
         out = _schemas.FAKES["unpack_mask"](packed, numel)
         if numel:
-            self._launch("unpack_mask", -(-numel // THREADS), packed.contiguous(), out, _LONG(numel))
+            blocks = -(-numel // (THREADS * 16))
+            self._launch(*_UNPACK_MASK, blocks, packed.contiguous(), out, _LONG(numel))
         return out
 
     def mask_apply(self, grad: Tensor, packed: Tensor, scale: float) -> Tensor:
@@ -112,9 +148,25 @@ class Kernels:
         out = _schemas.FAKES["mask_apply"](grad, packed, scale)
         grad, packed, numel = grad.contiguous(), packed.contiguous(), grad.numel()
         if numel:
+            kind, c_type = _FLOATS[grad.dtype]
+            name = f"mask_apply_{kind}"
             arguments = grad, packed, out, _LONG(numel), _DOUBLE(scale)
-            self._launch(f"mask_apply_{_FLOATS[grad.dtype]}", -(-numel // THREADS), *arguments)
+            self._launch(name, f"LOSSY_MASK_APPLY({c_type},{name})", -(-numel // (THREADS * 8)), *arguments)
         return out
+
+
+_UNPACK_MASK = "unpack_mask", "LOSSY_UNPACK_MASK(unpack_mask)"
+
+
+def _units(width: int, group_size: int, bits: int) -> int:
+    """Units (`UNIT` positions of every plane) of the longest group of a row."""
+    stride = -(-min(width, group_size) // 8) * 8 // PLANES[bits]
+    return -(-stride // UNIT)
+
+
+def _log2(number: int) -> int:
+    """Of the least power of two that is not below ``number``."""
+    return (number - 1).bit_length()
 
 
 _loaded: dict[int, Kernels | str] = {}
@@ -122,17 +174,13 @@ _lock = threading.Lock()
 
 
 def kernels_for(index: int) -> Kernels | str:
-    """The kernels of CUDA device ``index``, compiled and loaded if they are not yet; or why there are none."""
+    """The kernels of CUDA device ``index``, or why there are none. The first call compiles one to see that it works."""
     with _lock:
         found = _loaded.get(index)
         if found is None:
             found = _loaded[index] = _load(index)
             if isinstance(found, str):
-                warnings.warn(
-                    f"graphlossy runs without its CUDA kernels, several times slower: {found}",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+                _warn(found)
         return found
 
 
@@ -140,20 +188,37 @@ def _load(index: int) -> Kernels | str:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         arch = _nvrtc.architecture(torch.cuda.get_device_capability(index))
-        image = _nvrtc.compile_source(*_nvrtc.sources(), arch)
-        with torch.cuda.device(index):  # the module belongs to the device's context
+        with torch.cuda.device(index):  # the modules belong to the device's context
             torch.empty(1, device="cuda")  # makes that context, if nothing has yet
-            return Kernels(driver, image, lambda: torch.cuda.current_stream(index).cuda_stream)
+            kernels = Kernels(
+                driver,
+                lambda definition: _nvrtc.compile_source(*_nvrtc.sources(), arch, f"LOSSY_KERNELS={definition}"),
+                lambda: torch.cuda.current_stream(index).cuda_stream,
+            )
+            kernels.load(*_UNPACK_MASK)
+            return kernels
     except (OSError, _nvrtc.CompileError) as error:
         return str(error)
+
+
+def _warn(reason: str) -> None:
+    text = f"graphlossy runs without its CUDA kernels, several times slower: {reason}"
+    warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def _implementation(name: str) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         device = next(a.device for a in arguments if isinstance(a, Tensor))
         with torch.cuda.device(device):
-            found = kernels_for(torch.cuda.current_device())
-            return getattr(found if isinstance(found, Kernels) else _reference, name)(*arguments)
+            index = torch.cuda.current_device()
+            found = kernels_for(index)
+            if isinstance(found, Kernels):
+                try:
+                    return getattr(found, name)(*arguments)
+                except _nvrtc.CompileError as error:  # a kernel that this NVRTC cannot compile
+                    _loaded[index] = str(error)
+                    _warn(str(error))
+            return getattr(_reference, name)(*arguments)
 
     return run
 

@@ -17,7 +17,7 @@ from pathlib import Path
 __all__ = ["CompileError", "architecture", "cache_folder", "compile_source", "load_nvrtc", "nvrtc_version", "sources"]
 
 CSRC = Path(__file__).with_name("csrc")
-SOURCE, HEADERS = "lossy_cuda.cu", ("group_math.h",)
+SOURCE, HEADERS = "lossy_cuda.cu", ("group_math.h", "quantize.cuh", "masks.cuh")
 # One rounding an operation, as on the CPU: no contraction of a product and a sum into one.
 OPTIONS = ("--std=c++17", "--fmad=false")
 _PATTERNS = ("nvidia/cu*/lib/libnvrtc.so.*", "nvidia/cuda_nvrtc/lib/libnvrtc.so.*")
@@ -89,15 +89,16 @@ def sources() -> tuple[str, dict[str, str]]:
     return (CSRC / SOURCE).read_text(), {name: (CSRC / name).read_text() for name in HEADERS}
 
 
-def compile_source(source: str, headers: dict[str, str], arch: str) -> bytes:
+def compile_source(source: str, headers: dict[str, str], arch: str, macro: str = "") -> bytes:
     """Machine code (``arch`` is ``"sm_90"`` and the like) or intermediate code (``"compute_90"``) of a CUDA source.
 
-    The result is kept in :func:`cache_folder`, under a name that changes with the source, the options and NVRTC.
+    ``macro`` (``NAME=text``) is defined for the source. The result is kept in :func:`cache_folder`, under a name that
+    changes with the source, the options and NVRTC.
 
     Raises:
         CompileError: NVRTC is not there, or the source has an error; the message is the compiler's log.
     """
-    options = (*OPTIONS, f"--gpu-architecture={arch}")
+    options = (*OPTIONS, f"--gpu-architecture={arch}", *([f"--define-macro={macro}"] if macro else []))
     everything = repr((source, sorted(headers.items()), options, nvrtc_version()))
     file = cache_folder() / f"{hashlib.sha256(everything.encode()).hexdigest()[:32]}.{arch}.bin"
     kept = _read(file)

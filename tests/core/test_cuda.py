@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -25,7 +27,10 @@ def test_the_kernels_are_live() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", BITS)
 def test_parity_on_a_gpu(bits: int, dtype: torch.dtype) -> None:
-    for shape, group_size in (((1000, 256), 256), ((1, 100_003), 256), ((37, 1500), 2048), ((513, 40), 32)):
+    # As in tests/emulator: a thread, several threads, a warp or a block to a group, ragged and misaligned rows.
+    shapes = [((1000, 256), 256), ((1, 100_003), 256), ((37, 1500), 2048), ((513, 40), 32), ((999, 25), 8)]
+    shapes += [((70, 1024), 1024), ((1, 200_000), 65_536), ((2, 9001), 8192), ((33, 257), 256)]
+    for shape, group_size in shapes:
         x = (torch.randn(shape) * 10 ** torch.randn(shape[0], 1)).to(dtype)
         x[0, 3], x[-1, -1] = float("nan"), float("inf")
         for stochastic in (False, True):
@@ -56,6 +61,15 @@ def test_another_device_than_the_current_one() -> None:
     stored = torch.ops.graphlossy.quantize(x.to("cuda:1"), 2, 256, True, 5)
     assert torch.cuda.current_device() == 0 and stored[0].device.index == 1
     assert _same_bits(_reference.quantize(x, 2, 256, True, 5), stored)
+
+
+@pytest.mark.cuda
+def test_a_thread_that_has_not_used_cuda() -> None:
+    x = torch.randn(1000, 256, device="cuda")
+    torch.ops.graphlossy.quantize(x, 2, 256, True, 5)  # leaves memory for the next one's result with the allocator
+    with ThreadPoolExecutor(1) as pool:
+        stored = pool.submit(torch.ops.graphlossy.quantize, x, 2, 256, True, 5).result()
+    assert _same_bits(_reference.quantize(x.cpu(), 2, 256, True, 5), stored)
 
 
 @pytest.mark.cuda
@@ -114,7 +128,7 @@ def test_grids_of_huge_tensors_are_within_the_limit(elements: int, monkeypatch: 
         def __getattr__(self, name: str):
             return lambda *arguments: grids.append(arguments[1]) or 0 if name == "cuLaunchKernel" else 0
 
-    kernels = _cuda.Kernels(Driver(), b"", lambda: 0)  # type: ignore[arg-type]
+    kernels = _cuda.Kernels(Driver(), lambda definition: b"", lambda: 0)  # type: ignore[arg-type]
     monkeypatch.setattr(torch.Tensor, "data_ptr", lambda self: 0)
     x = torch.empty(elements, dtype=torch.float16, device="meta")
     packed = kernels.pack_mask(x)
@@ -122,6 +136,26 @@ def test_grids_of_huge_tensors_are_within_the_limit(elements: int, monkeypatch: 
     kernels.mask_apply(x, packed, 1.0)
     stored = kernels.quantize(x.view(1, -1), 2, 256, True, 0)
     kernels.dequantize(*stored, 2, 256, elements, torch.float16)
-    groups = -(-elements // 256)
-    exact = [-(-elements // 8192), -(-elements // 256), -(-elements // 256), -(-groups // 8), -(-groups // 8)]
+    # Elements of a block: 8 for a thread of the masks' kernels (16 where they have a byte each), 32 in quantize, 16 in
+    # dequantize at two bits.
+    exact = [-(-elements // size) for size in (2048, 4096, 2048, 8192, 4096)]
     assert grids == [min(blocks, 2**31 - 1) for blocks in exact]
+
+
+def test_a_kernel_that_does_not_compile_gives_way_to_the_reference(
+    no_kernels_yet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refuses(_cuda.Kernels):
+        def __init__(self) -> None: ...
+
+        def unpack_mask(self, packed: torch.Tensor, numel: int) -> torch.Tensor:
+            raise _nvrtc.CompileError("unknown instruction")
+
+    monkeypatch.setattr(_cuda, "_loaded", {0: Refuses()})
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    packed = torch.tensor([5], dtype=torch.uint8)
+    with pytest.warns(RuntimeWarning, match="unknown instruction"):
+        assert _cuda._implementation("unpack_mask")(packed, 3).tolist() == [True, False, True]
+    assert _cuda.kernels_for(0) == "unknown instruction"
+    assert _cuda._implementation("unpack_mask")(packed, 3).tolist() == [True, False, True]  # and no second warning

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from graphlossy.core import _nvrtc
+from graphlossy.core import _cuda, _nvrtc
 
 try:
     VERSION = _nvrtc.nvrtc_version()
@@ -19,7 +21,8 @@ except _nvrtc.CompileError as error:
 BITS, FLOATS = (1, 2, 3, 4, 8), ("float32", "float16", "bfloat16", "float64")
 ENTRIES = {
     "unpack_mask",
-    *(f"{op}_{kind}_{bits}" for op in ("quantize", "dequantize") for kind in FLOATS for bits in BITS),
+    *(f"dequantize_{kind}_{bits}" for kind in FLOATS for bits in BITS),
+    *(f"quantize_{kind}_{bits}{who}" for kind in FLOATS for bits in BITS for who in ("", "_block")),
     *(f"{op}_{kind}" for op in ("pack_mask", "mask_apply") for kind in FLOATS),
     *(f"pack_mask_int{bits}" for bits in (8, 16, 32, 64)),
 }
@@ -43,13 +46,44 @@ def test_every_kernel_compiles(arch: str) -> None:
 
 def test_no_product_and_sum_become_one() -> None:
     """A fused multiply-add would round once where the definition rounds twice."""
-    code = _nvrtc.compile_source(*_nvrtc.sources(), "compute_75").decode()
+    macros = ["QUANTIZE(float,quantize_float32_2,2,false)", "DEQUANTIZE(float,dequantize_float32_2,2)"]
+    macros = [f"LOSSY_KERNELS=LOSSY_{macro}" for macro in macros]
+    code = "".join(_nvrtc.compile_source(*_nvrtc.sources(), "compute_75", macro).decode() for macro in macros)
     assert "mul.rn.f32" in code and "add.rn.f32" in code
     # What remains is the exact remainder inside the division.
     quantize, dequantize = (
         code.split(f".entry {op}_float32_2(")[1].split(".entry")[0] for op in ("quantize", "dequantize")
     )
     assert "fma" not in dequantize and "div.rn.f32" in quantize and "fma.rn.f32" not in quantize
+
+
+@pytest.mark.parametrize("op", ["quantize", "dequantize", "pack_mask", "unpack_mask", "mask_apply"])
+def test_a_call_compiles_its_kernel_alone(op: str) -> None:
+    """What `_cuda` asks for at a first call holds that kernel and no other."""
+    code: list[bytes] = []
+
+    def image(definition: str) -> bytes:
+        code.append(_nvrtc.compile_source(*_nvrtc.sources(), "sm_90", f"LOSSY_KERNELS={definition}"))
+        return code[-1]
+
+    class Driver:
+        def __getattr__(self, name: str) -> Callable[..., int]:
+            return lambda *arguments: names.append(arguments[2].decode()) or 0 if name == "cuModuleGetFunction" else 0
+
+    names: list[str] = []
+    x = torch.zeros(1, 256)
+    packed = torch.zeros(32, dtype=torch.uint8)
+    stored = torch.zeros(1, 64, dtype=torch.uint8), *torch.zeros(2, 1, 1, dtype=torch.bfloat16)
+    arguments = {
+        "quantize": (x, 2, 256, True, 0),
+        "dequantize": (*stored, 2, 256, 256, torch.float32),
+        "pack_mask": (x,),
+        "unpack_mask": (packed, 256),
+        "mask_apply": (x, packed, 1.0),
+    }[op]
+    getattr(_cuda.Kernels(Driver(), image, lambda: 0), op)(*arguments)  # type: ignore[arg-type]
+    assert len(names) == len(code) == 1 and names[0] in ENTRIES
+    assert [name for name in ENTRIES if b".text." + name.encode() + b"\0" in code[0]] == names
 
 
 def test_an_error_in_the_source_shows_the_compilers_words() -> None:
@@ -66,18 +100,24 @@ def test_a_second_call_reads_the_cache(cache: Path, monkeypatch: pytest.MonkeyPa
     assert file.suffixes[-2:] == [".sm_90", ".bin"]
 
 
-@pytest.mark.parametrize("change", ["source", "header", "options", "arch", "nvrtc"])
+@pytest.mark.parametrize("change", ["source", "header", "options", "arch", "macro", "nvrtc"])
 def test_whatever_matters_changes_the_name(change: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr(_nvrtc, "_compile", lambda *args, **kwargs: made.append(args) or b"code")
-    arguments = ["source", {"header.h": "text"}, "sm_90"]
+    arguments = ["source", {"header.h": "text"}, "sm_90", ""]
     _nvrtc.compile_source(*arguments)
     if change == "options":
         monkeypatch.setattr(_nvrtc, "OPTIONS", ("--std=c++20",))
     elif change == "nvrtc":
         monkeypatch.setattr(_nvrtc, "nvrtc_version", lambda: (99, 0))
     else:
-        at, value = {"source": (0, "other"), "header": (1, {"header.h": "other"}), "arch": (2, "sm_80")}[change]
+        changes = {
+            "source": (0, "other"),
+            "header": (1, {"header.h": "other"}),
+            "arch": (2, "sm_80"),
+            "macro": (3, "A=1"),
+        }
+        at, value = changes[change]
         arguments[at] = value
     _nvrtc.compile_source(*arguments)
     assert len(made) == len(list(cache.iterdir())) == 2

@@ -3,47 +3,119 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
+import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from graphlossy.core import _nvrtc
+from graphlossy.core import _nvrtc, _schemas
 from graphlossy.core._cuda import Kernels
 
 HERE = Path(__file__).parent
+# An access that is not aligned traps, see cuda_on_cpu.h.
+FLAGS = ["-O1", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-fsanitize=alignment"]
+FLAGS += ["-fsanitize-undefined-trap-on-error"]
 
 
-def build(source: Path, include: Path, library: Path) -> Kernels:
+class Recorder(Kernels):
+    """Computes nothing; notes which kernels would run, and by which macro each is defined."""
+
+    def __init__(self) -> None:
+        super().__init__(ctypes.CDLL(None), lambda definition: b"", lambda: 0)
+        self.definitions: dict[str, str] = {}
+
+    def _launch(self, name: str, definition: str, blocks: int, *arguments: Any) -> None:
+        self.definitions[name] = definition
+
+
+def every_definition() -> dict[str, str]:
+    """All kernels, by running every operator for every type, number of bits and size of group."""
+    recorder = Recorder()
+    for dtype in _schemas.FLOAT_DTYPES:
+        x = torch.zeros(1, 2048, dtype=dtype)
+        for bits in _schemas.BITS:
+            for group_size in (256, 2048):
+                stored = recorder.quantize(x, bits, group_size, True, 0)
+                recorder.dequantize(*stored, bits, group_size, 2048, dtype)
+        recorder.mask_apply(x, recorder.pack_mask(x), 1.0)
+    for integer in (torch.bool, torch.int16, torch.int32, torch.int64):
+        recorder.unpack_mask(recorder.pack_mask(torch.zeros(1, dtype=integer)), 1)
+    return recorder.definitions
+
+
+def build(folder: Path, include: Path, definitions: dict[str, str]) -> Kernels:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    subprocess.run(
-        [compiler, "-O1", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", f"-I{include}", f"-I{HERE}",
-         f'-DKERNEL_SOURCE="{source}"', str(HERE / "main.cpp"), "-o", str(library)],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return Kernels(ctypes.CDLL(str(library)), b"", lambda: 0)
+    main, library = folder / "main.cpp", folder / "kernels.so"
+    kernels, names = "\n".join(definitions.values()), "\n".join(f"EMULATED({name})" for name in definitions)
+    main.write_text(
+        f'#include "cuda_on_cpu.h"\n#define LOSSY_KERNELS\n#include "{_nvrtc.SOURCE}"\n{kernels}\n{names}\n'
+    )
+    command = [compiler, *FLAGS, f"-I{include}", f"-I{HERE}", str(main), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    driver = ctypes.CDLL(str(library))
+    driver.emulator_make_context()  # as torch does in the thread that first uses a device
+    return Kernels(driver, lambda definition: b"", lambda: 0)
 
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """The operators on CPU tensors, by the text of the CUDA kernels and the code that launches them."""
-    folder = tmp_path_factory.mktemp("emulator")
-    return build(_nvrtc.CSRC / _nvrtc.SOURCE, _nvrtc.CSRC, folder / "kernels.so")
+    return build(tmp_path_factory.mktemp("emulator"), _nvrtc.CSRC, every_definition())
 
 
 @pytest.fixture
-def changed(tmp_path: Path) -> Callable[[str, str], Kernels]:
-    """Kernels of the source in which one text stands for another."""
+def changed(tmp_path: Path) -> Callable[..., Kernels]:
+    """Kernels of the source in which one text stands for another: only those that some calls need."""
 
-    def make(old: str, new: str) -> Kernels:
+    def make(old: str, new: str, calls: Iterable[tuple[str, tuple[Any, ...]]]) -> Kernels:
+        recorder = Recorder()
+        for op, arguments in calls:
+            getattr(recorder, op)(*arguments)
+        places = 0
         for name in (_nvrtc.SOURCE, *_nvrtc.HEADERS):
             text = (_nvrtc.CSRC / name).read_text()
-            (tmp_path / name).write_text(text.replace(old, new, 1) if name == _nvrtc.SOURCE else text)
-        assert (tmp_path / _nvrtc.SOURCE).read_text() != (_nvrtc.CSRC / _nvrtc.SOURCE).read_text(), f"no {old!r} there"
-        return build(tmp_path / _nvrtc.SOURCE, tmp_path, tmp_path / "kernels.so")
+            places += len(re.findall(re.escape(old), text))
+            (tmp_path / name).write_text(text.replace(old, new))
+        assert places == 1, f"{places} places with {old!r}"
+        return build(tmp_path, tmp_path, recorder.definitions)
 
     return make
+
+
+def _before_a_wall(tensor: Tensor) -> Tensor:
+    """A copy whose last byte is the last one of a page; the page behind it must not be touched."""
+    size = tensor.numel() * tensor.element_size()
+    if not size:
+        return tensor
+    room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, room + mmap.PAGESIZE)
+    wall = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + room
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(wall), ctypes.c_size_t(mmap.PAGESIZE), 0):
+        pytest.skip(f"mprotect: error {ctypes.get_errno()}")
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=room - size)
+    return copy.view(tensor.shape).copy_(tensor)
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Arguments whose tensors end before a wall; so do the results of the operators."""
+
+    def walled(values: Any) -> Any:
+        if isinstance(values, tuple):
+            return tuple(map(walled, values))
+        return _before_a_wall(values) if isinstance(values, Tensor) else values
+
+    for name, allocate in _schemas.FAKES.items():
+        monkeypatch.setitem(_schemas.FAKES, name, lambda *given, allocate=allocate: walled(allocate(*given)))
+    return walled

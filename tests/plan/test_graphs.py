@@ -16,7 +16,7 @@ MODELS = ("gcn", "sage", "gat", "gcn2", "gin")
 BITS = (8, 4, 2, 1)
 
 
-def build(name: str, data: Data, hidden: int = 40) -> nn.Module:
+def build(name: str, data: Data, hidden: int = 48) -> nn.Module:
     torch.manual_seed(1)
     return build_model(name, data.num_features, hidden, int(data.y.max()) + 1, 3, 0.5, True, 3)
 
@@ -118,7 +118,7 @@ def test_a_planted_error_is_noticed(data: Data, measured: Callable[..., int], mo
     from graphlossy._plan._fit import Forecast
 
     true = Forecast.saved_bytes
-    monkeypatch.setattr(Forecast, "saved_bytes", lambda self, sizes: true(self, sizes) - sizes["nodes"] * 40 // 8)
+    monkeypatch.setattr(Forecast, "saved_bytes", lambda self, sizes: true(self, sizes) - sizes["nodes"] * 2 * 48 // 8)
     model = build("gcn", data)
     found = graphlossy.plan(model, data, schemes=["compress 2 bits"])
     assert found["compress 2 bits"].saved_bytes != pytest.approx(measured(model, "edge_index", 2), rel=0.05)

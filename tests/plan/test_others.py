@@ -43,7 +43,7 @@ def test_batches(bits: int | None) -> None:
 def test_checkpointing_keeps_the_layers_inputs() -> None:
     model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(9)))
     found = graphlossy.plan(model, inputs=(50_000, 64), schemes=["checkpoint"])
-    assert found["checkpoint"].saved_bytes < found["float32"].saved_bytes / 2
+    assert found["checkpoint"].saved_bytes < 0.7 * found["float32"].saved_bytes
 
 
 def test_the_peak_is_that_of_live_tensors() -> None:
