@@ -49,8 +49,8 @@ def render(memory: dict[str, Any], bits: dict[str, Any], accuracy: dict[str, Any
         markdown(["against PyG with a plain `edge_index`", *head], usual),
         f"Bits stored per element of one GCN layer, D = 128: {layer['compress-2bit']:.2f} under `compress(bits=2)`, "
         f"{layer['nn-2bit']:.2f} with `graphlossy.nn`; float32 takes {layer['pyg-csr']:.0f}, EXACT's scheme "
-        f"{layer['exact-2bit']:.2f}. Test score, mean ± standard deviation over 10 seeds, and the difference to float32 "
-        "over equal seeds with its standard error:",
+        f"{layer['exact-2bit']:.2f}. Test score, mean ± standard deviation over 10 seeds, and the difference to "
+        "float32 over equal seeds with its standard error:",
         _scores(accuracy["summary"]),
         "All methods compared (bfloat16, checkpointing, EXACT, sampling, ...) and how it was measured: "
         "[benchmarks/README.md](benchmarks/README.md). Figures on a GPU have not been measured yet.",
