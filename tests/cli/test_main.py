@@ -31,7 +31,7 @@ def test_version():
     assert result.exit_code == 0 and result.stdout == f"graphlossy {graphlossy.__version__}\n"
 
 
-@pytest.mark.parametrize(("word", "hint"), [("trian", "did you mean train?"), ("xyzzy", "there are train")])
+@pytest.mark.parametrize(("word", "hint"), [("trian", "did you mean train?"), ("xyzzy", "there are plan, train")])
 def test_a_mistyped_command(word, hint):
     result = CliRunner().invoke(main, [word])
     assert result.exit_code == 2 and hint in result.stderr and result.stderr.count("\n") == 1
