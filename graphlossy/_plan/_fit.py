@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from graphlossy._plan._measure import Trace
 
-__all__ = ["Forecast", "fit"]
+__all__ = ["Forecast", "fit", "size_row", "solve"]
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,20 @@ class Forecast:
 
     def saved_bytes(self, sizes: Mapping[str, int]) -> int:
         """Bytes saved for the backward pass at ``sizes``."""
-        return round(float((self._row(sizes) @ self.saved).sum()))
+        return round(float((size_row(sizes, self.varied) @ self.saved).sum()))
 
     def peak_bytes(self, sizes: Mapping[str, int]) -> int:
         """Most bytes alive at one time at ``sizes``."""
-        return round(float((self._row(sizes) @ self.live).max(initial=0.0)))
+        return round(float((size_row(sizes, self.varied) @ self.live).max(initial=0.0)))
 
     def cached_bytes(self, sizes: Mapping[str, int]) -> int:
         """Bytes that stay from one step to the next at ``sizes``."""
-        return max(0, round(float((self._row(sizes) @ self.cached).sum())))
+        return max(0, round(float((size_row(sizes, self.varied) @ self.cached).sum())))
 
-    def _row(self, sizes: Mapping[str, int]) -> NDArray[np.float64]:
-        return np.array([1.0, *(sizes[name] for name in self.varied)])
+
+def size_row(sizes: Mapping[str, int], varied: Sequence[str]) -> NDArray[np.float64]:
+    """(1, size, size, ...), by which coefficients are multiplied."""
+    return np.array([1.0, *(sizes[name] for name in varied)])
 
 
 def fit(traces: Sequence[Trace], sizes: Sequence[Mapping[str, int]], varied: Sequence[str]) -> Forecast:
@@ -59,19 +61,22 @@ def fit(traces: Sequence[Trace], sizes: Sequence[Mapping[str, int]], varied: Seq
     Where the probes did not run the same operations (a loop over blocks, a choice that depends on the data), only the
     totals are fitted: good as long as the same moment stays the peak.
     """
-    matrix = np.array([[1.0, *(s[name] for name in varied)] for s in sizes])
     same_saved = len({t.record_keys for t in traces}) == 1
     same_events = len({t.event_keys for t in traces}) == 1
     return Forecast(
         varied=tuple(varied),
-        saved=_solve(matrix, [t.saved if same_saved else (t.saved_bytes,) for t in traces]),
-        live=_solve(matrix, [t.live if same_events else (t.peak_bytes,) for t in traces]),
-        cached=_solve(matrix, [(t.cached,) for t in traces]),
+        saved=solve(sizes, varied, [t.saved if same_saved else (t.saved_bytes,) for t in traces]),
+        live=solve(sizes, varied, [t.live if same_events else (t.peak_bytes,) for t in traces]),
+        cached=solve(sizes, varied, [(t.cached,) for t in traces]),
         gradient=traces[-1].gradient,
     )
 
 
-def _solve(matrix: NDArray[np.float64], values: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+def solve(
+    sizes: Sequence[Mapping[str, int]], varied: Sequence[str], values: Sequence[Sequence[int]]
+) -> NDArray[np.float64]:
+    """Coefficients [1 + len(varied), n] of the n ``values`` of each probe."""
+    matrix = np.stack([size_row(s, varied) for s in sizes])
     scale = np.abs(matrix).max(axis=0)
     coefficients = np.linalg.solve(matrix / scale, np.array(values, dtype=np.float64))
     solved: NDArray[np.float64] = coefficients / scale[:, None]

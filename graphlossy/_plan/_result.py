@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from graphlossy._plan._schemes import parse_scheme
 from graphlossy.core.budget import format_bytes, parse_bytes
 
 __all__ = ["Plan", "Row"]
@@ -50,18 +51,26 @@ class Plan:
         rows: one for each scheme, float32 first.
         sizes: what they hold for: nodes, edges and training nodes, or the batch.
         fixed: bytes that every scheme needs: weights, gradients, optimizer, and the data.
+        left_out: schemes that cannot be used here, and why.
     """
 
     rows: tuple[Row, ...]
     sizes: dict[str, int]
     fixed: dict[str, int]
-    _total_at: Callable[[str, Mapping[str, int]], int] = field(repr=False)
+    left_out: dict[str, str]
+    _total_at: Callable[[str, Mapping[str, int]], float] = field(repr=False)
 
     def __getitem__(self, scheme: str) -> Row:
-        """The row of that name."""
+        """The row of that name, in any form that :func:`graphlossy.plan` takes."""
+        try:
+            name = parse_scheme(scheme).name
+        except ValueError:
+            name = scheme
         for row in self.rows:
-            if row.scheme == scheme:
+            if row.scheme == name:
                 return row
+        if name in self.left_out:
+            raise KeyError(f"scheme {scheme!r} was left out: {self.left_out[name]}")
         raise KeyError(f"no scheme {scheme!r} in this plan; it has {', '.join(row.scheme for row in self.rows)}")
 
     def fits(self, memory: int | str) -> list[str]:
@@ -75,24 +84,29 @@ class Plan:
         Every size is 0 if not even one node or example fits.
         """
         limit = parse_bytes(memory)
-        self[scheme]
+        name = self[scheme].scheme
         first = next(iter(self.sizes))
 
         def scaled(count: int) -> dict[str, int]:
-            return {name: size * count // self.sizes[first] for name, size in self.sizes.items()}
+            return {key: size * count // self.sizes[first] for key, size in self.sizes.items()}
 
         low, high = 0, 1
-        while self._total_at(scheme, scaled(high)) <= limit and high < 2**50:
+        while self._total_at(name, scaled(high)) <= limit and high < 2**50:
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._total_at(scheme, scaled(middle)) <= limit else (low, middle)
+            low, high = (middle, high) if self._total_at(name, scaled(middle)) <= limit else (low, middle)
         return scaled(low)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
         rows = [{**asdict(row), "total_bytes": row.total_bytes} for row in self.rows]
-        return {"sizes": dict(self.sizes), "fixed_bytes": dict(self.fixed), "schemes": rows}
+        return {
+            "sizes": dict(self.sizes),
+            "fixed_bytes": dict(self.fixed),
+            "schemes": rows,
+            "left_out": dict(self.left_out),
+        }
 
     def to_json(self, indent: int | None = None) -> str:
         """Everything as a JSON text; all figures are bytes."""
@@ -123,6 +137,5 @@ class Plan:
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         sizes = ", ".join(f"{size:,} {name.replace('_', ' ')}" for name, size in self.sizes.items())
         fixed = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.fixed.items() if size)
-        return "\n".join(
-            [f"predicted for {sizes}", show(head), rule, *map(show, body), rule, f"in all = peak + {fixed}"]
-        )
+        notes = [f"in all = peak + {fixed}", *(f"{name} left out: {why}" for name, why in self.left_out.items())]
+        return "\n".join([f"predicted for {sizes}", show(head), rule, *map(show, body), rule, *notes])

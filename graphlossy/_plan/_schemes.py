@@ -1,4 +1,4 @@
-"""The ways to train that a plan compares: full precision, bf16 autocast, checkpointing, low bits, or two together."""
+"""The ways to train that a plan compares: full precision, bf16 autocast, checkpointing, low bits, a byte budget."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from graphlossy.core.budget import format_bytes, parse_bytes
+
 __all__ = ["DEFAULT_SCHEMES", "FLOAT32", "Scheme", "checkpointable", "parse_scheme"]
 
 _BITS = (1, 2, 3, 4, 8)
@@ -26,7 +28,8 @@ class Scheme:
     Attributes:
         bits: width of the saved tensors under ``graphlossy.compress``; None leaves them alone.
         autocast: the forward pass runs under bfloat16 autocast.
-        checkpointed: each layer is recomputed in the backward pass (``torch.utils.checkpoint``).
+        checkpointed: what :func:`checkpointable` finds is recomputed in the backward pass (``torch.utils.checkpoint``).
+        budget: most bytes saved under ``graphlossy.compress(budget=...)``, instead of ``bits``.
 
     Example:
         >>> Scheme(bits=2, autocast=True).name
@@ -36,6 +39,13 @@ class Scheme:
     bits: int | None = None
     autocast: bool = False
     checkpointed: bool = False
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits is not None and self.bits not in _BITS:
+            raise ValueError(f"schemes: bits must be one of {_BITS}, got {self.bits!r}")
+        if self.budget is not None and (self.bits is not None or self.budget <= 0):
+            raise ValueError(f"schemes: a budget is a positive number of bytes without bits, got {self!r}")
 
     @property
     def name(self) -> str:
@@ -45,6 +55,8 @@ class Scheme:
             parts.append("checkpoint")
         if self.bits is not None:
             parts.append(f"compress {self.bits} {'bit' if self.bits == 1 else 'bits'}")
+        if self.budget is not None:
+            parts.append(f"budget {format_bytes(self.budget)}")
         return " + ".join(parts) or "float32"
 
     def precision(self, device: torch.device) -> AbstractContextManager[Any]:
@@ -54,7 +66,12 @@ class Scheme:
     def prepare(self, model: nn.Module) -> None:
         """Wraps the layers of ``model`` (a copy made for probing) where the scheme recomputes them."""
         if self.checkpointed:
-            for layer in checkpointable(model):
+            layers = checkpointable(model)
+            if not layers:
+                raise ValueError(
+                    f"{type(model).__name__} has no Sequential or ModuleList whose layers could be recomputed"
+                )
+            for layer in layers:
                 vars(layer)["forward"] = _recomputed(layer)
 
 
@@ -77,7 +94,7 @@ def parse_scheme(given: Any) -> Scheme:
         return given
     if not isinstance(given, str):
         raise TypeError(f"schemes must be names or Scheme objects, got {type(given).__name__}")
-    bits, autocast, checkpointed = None, False, False
+    bits, autocast, checkpointed, budget = None, False, False, None
     for part in (part.strip() for part in given.split("+")):
         match = _COMPRESS.fullmatch(part)
         if match and int(match[1]) in _BITS:
@@ -86,16 +103,18 @@ def parse_scheme(given: Any) -> Scheme:
             autocast = True
         elif part == "checkpoint":
             checkpointed = True
+        elif part.startswith("budget "):
+            budget = parse_bytes(part.removeprefix("budget "))
         elif part != "float32":
             raise ValueError(
                 f"schemes: {part!r} is not known; allowed are 'float32', 'bf16 autocast', 'checkpoint', "
-                f"'compress N bits' with N one of {_BITS}, and several joined by ' + '"
+                f"'compress N bits' with N one of {_BITS}, 'budget 1.5GiB', and several joined by ' + '"
             )
-    return Scheme(bits, autocast, checkpointed)
+    return Scheme(bits, autocast, checkpointed, budget)
 
 
 def checkpointable(model: nn.Module) -> list[nn.Module]:
-    """The layers that checkpointing recomputes one by one: outermost long Sequentials, members of ModuleLists."""
+    """What checkpointing recomputes: Sequentials of more than two layers, in pieces, and the members of ModuleLists."""
     found: list[nn.Module] = []
     if isinstance(model, nn.Sequential) and len(model) > 2:
         return [model]

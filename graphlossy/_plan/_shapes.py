@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["KNOWN_GRAPHS", "GraphShapes", "as_shapes"]
+__all__ = ["KNOWN_GRAPHS", "GraphShapes", "as_shapes", "known_graph"]
 
 INDEX_BYTES = 8  # PyG keeps indices and classes as int64
-FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,16 @@ class GraphShapes:
             sizes["train_nodes"] = self.num_train_nodes
         return sizes
 
-    def data_bytes(self, sizes: Mapping[str, int], adj: str) -> dict[str, int]:
-        """Bytes of the features, the graph and the labels of a graph of these ``sizes``."""
+    def data_bytes(self, sizes: Mapping[str, int], adj: str, width: int) -> dict[str, int]:
+        """Bytes of the features, the graph and the labels at these ``sizes``, of numbers of ``width`` bytes each."""
         nodes, edges = sizes["nodes"], sizes["edges"]
-        if adj == "csr":  # row pointers, columns and float32 values
-            graph = (nodes + 1 + edges) * INDEX_BYTES + edges * FLOAT_BYTES
+        if adj == "csr":  # row pointers, columns and values
+            graph = (nodes + 1 + edges) * INDEX_BYTES + edges * width
         else:
             graph = 2 * edges * INDEX_BYTES
-        one = (self.num_classes or 1) * FLOAT_BYTES if self.multilabel else INDEX_BYTES
+        one = (self.num_classes or 1) * width if self.multilabel else INDEX_BYTES
         return {
-            "features": (nodes * self.num_features + edges * self.num_edge_features) * FLOAT_BYTES,
+            "features": (nodes * self.num_features + edges * self.num_edge_features) * width,
             "graph": graph,
             "labels": nodes * one + sizes.get("train_nodes", 0) * INDEX_BYTES,
         }
@@ -98,13 +97,23 @@ class GraphShapes:
 
 
 # Open Graph Benchmark (Hu et al. 2020), as its loader gives the graphs: for ogbn-products and ogbn-proteins with the
-# inverse edges, for the citation graphs without them.
+# inverse edges, for the citation graphs without them. Then Planetoid (Yang et al. 2016) and Reddit (Hamilton et al.
+# 2017) as PyG's classes give them.
 KNOWN_GRAPHS = {
     "ogbn-arxiv": GraphShapes(169_343, 1_166_243, 128, 40, 90_941),
     "ogbn-products": GraphShapes(2_449_029, 123_718_280, 100, 47, 196_615),
     "ogbn-proteins": GraphShapes(132_534, 79_122_504, 8, 112, 86_619, 8, multilabel=True),
     "ogbn-papers100M": GraphShapes(111_059_956, 1_615_685_872, 128, 172, 1_207_179),
+    "Cora": GraphShapes(2_708, 10_556, 1_433, 7, 140),
+    "CiteSeer": GraphShapes(3_327, 9_104, 3_703, 6, 120),
+    "PubMed": GraphShapes(19_717, 88_648, 500, 3, 60),
+    "Reddit": GraphShapes(232_965, 114_615_892, 602, 41, 153_431),
 }
+
+
+def known_graph(name: str) -> GraphShapes | None:
+    """The sizes of a data set of :data:`KNOWN_GRAPHS`, upper or lower case; None if it is none of them."""
+    return {known.lower(): shapes for known, shapes in KNOWN_GRAPHS.items()}.get(name.lower())
 
 
 def as_shapes(given: Any, **numbers: Any) -> GraphShapes:
@@ -119,11 +128,12 @@ def as_shapes(given: Any, **numbers: Any) -> GraphShapes:
             )
         return GraphShapes(**chosen)
     if isinstance(given, str):
-        if given not in KNOWN_GRAPHS:
+        known = known_graph(given)
+        if known is None:
             near = difflib.get_close_matches(given, KNOWN_GRAPHS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KNOWN_GRAPHS)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KNOWN_GRAPHS)}."
             raise ValueError(f"shapes: no data set {given!r} of known size; {hint} Otherwise give num_nodes= and so on")
-        given = KNOWN_GRAPHS[given]
+        given = known
     elif isinstance(given, Mapping):
         names = [field.name for field in fields(GraphShapes)]
         unknown = sorted(set(given) - set(names))
