@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from graphlossy.core import PackedMask, QuantizedTensor, pack_mask, quantize, unpack_mask
-from graphlossy.core._memory import release_free_memory
+from graphlossy.core._memory import in_huge_pages, release_free_memory
 
 __all__ = [
     "Kept",
@@ -175,7 +175,7 @@ class TwoValued:
     def unpack(self) -> Tensor:
         if self.dtype == torch.bool:
             return unpack_mask(self.mask)
-        out = torch.empty(self.mask.numel(), dtype=self.dtype, device=self.mask.device)
+        out = in_huge_pages(torch.empty(self.mask.numel(), dtype=self.dtype, device=self.mask.device))
         block = _mask_block(out.device)
         for part, packed in zip(out.split(block), self.mask.bits.split(block // 8), strict=True):
             part.copy_(unpack_mask(PackedMask(packed, tuple(part.shape))))

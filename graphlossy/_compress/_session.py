@@ -162,8 +162,11 @@ class Session(TorchFunctionMode):
         return out
 
     def _note_made(self, out: Tensor, args: tuple[Any, ...]) -> None:
-        """Remembers that ``out`` was made in this pass: if it needs no gradient, only that tells it from an input."""
-        if out.grad_fn is None and out.layout == torch.strided and not out._is_view():
+        """Remembers that ``out`` was made in this pass: if no gradient flows to it, only that tells it from an input.
+
+        It may be detached later, or saved by a user's function, in which nothing has a gradient.
+        """
+        if out.layout == torch.strided and not out._is_view():
             storage = out.untyped_storage()
             address = storage.data_ptr()
             # detach(), in-place operations and no-op casts give back the storage that they were given.

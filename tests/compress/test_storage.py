@@ -373,3 +373,27 @@ def test_an_input_passed_on_is_still_an_input(pass_on):
     x, linear = torch.randn(1000, 64), nn.Linear(64, 64)
     ledger, _ = records_of(lambda: linear(pass_on(x)))
     assert not ledger.records
+
+
+class KeepsDetached(torch.autograd.Function):
+    """A user's function that saves a detached view of what it was given."""
+
+    @staticmethod
+    def forward(ctx, h):
+        ctx.save_for_backward(h.detach().view(h.shape[0], -1))
+        return h * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2 + 0 * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("bits", [None, 2])
+def test_a_detached_intermediate_is_no_input(bits):
+    linear = nn.Linear(64, 64)
+    with graphlossy.compress(bits=bits) as ledger:
+        out = KeepsDetached.apply(linear(torch.randn(1000, 64))).sum()
+    record = next(r for r in ledger.records if r.op == "function")
+    assert record.plain_bytes == 1000 * 64 * 4
+    assert record.how == ("exact" if bits is None else "quantized")
+    out.backward()
