@@ -23,6 +23,7 @@ __all__ = [
     "Payload",
     "Regathered",
     "Stored",
+    "Turn",
     "TwoValued",
     "Unneeded",
     "ZerosKept",
@@ -232,6 +233,20 @@ class Regathered:
 Payload = Kept | LowBit | TwoValued | Narrowed | Regathered | Unneeded
 
 
+class Turn:
+    """What the tensors of one forward pass share: whether its backward pass has come to a large one."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def before_unpacking(self, device: torch.device, nbytes: int) -> None:
+        """Gives back, once a pass, the memory that the forward pass and the loss have freed."""
+        if not self._begun:
+            self._begun = release_free_memory(device, nbytes)
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A payload and how the saved tensor lies over it.
@@ -241,17 +256,19 @@ class Stored:
         order: the dimensions from the outermost to the innermost in memory; None for a :class:`Kept` payload.
         shape: the shape without the expanded dimensions.
         expanded: the full shape, where some dimensions have stride 0.
+        turn: of the forward pass that stored it.
     """
 
     payload: Payload
     order: tuple[int, ...] | None
     shape: tuple[int, ...]
     expanded: tuple[int, ...]
+    turn: Turn
 
     def unpack(self) -> Tensor:
         payload = self.payload
         if isinstance(payload, (LowBit, TwoValued)):
-            release_free_memory(payload.device, 4 * math.prod(self.shape))
+            self.turn.before_unpacking(payload.device, 4 * math.prod(self.shape))
         out = payload.unpack()
         if self.order is None:
             return out

@@ -25,6 +25,7 @@ from graphlossy._compress._codecs import (
     Payload,
     Regathered,
     Stored,
+    Turn,
     TwoValued,
     Unneeded,
     ZerosKept,
@@ -87,7 +88,7 @@ class Session(TorchFunctionMode):
         super().__init__()
         self.policy, self.ledger, self.modules = policy, ledger, modules
         self._seed = seed
-        self._count = 0
+        self._count, self._turn = 0, Turn()
         self._frame = _OUTSIDE
         self._entered = self._paused = False
         self._made_here: dict[int, StorageWeakRef] = {}
@@ -259,10 +260,10 @@ class Session(TorchFunctionMode):
         payload = Regathered(stored, self._pack(made.rows))
         bits = stored.payload.bits if isinstance(stored.payload, LowBit) else 8.0 * t.element_size()
         self._enter(t, frame, plain, 0, bits, frame.rule.gradient, "gathered", None)
-        return Stored(payload, tuple(range(small.dim())), tuple(small.shape), tuple(t.shape))
+        return Stored(payload, tuple(range(small.dim())), tuple(small.shape), tuple(t.shape), self._turn)
 
     def _keep(self, t: Tensor, small: Tensor, frame: Frame) -> Stored:
-        stored = Stored(Kept(t), None, tuple(small.shape), tuple(t.shape))
+        stored = Stored(Kept(t), None, tuple(small.shape), tuple(t.shape), self._turn)
         plain = self._plain_bytes(t)
         bits = 8.0 * t.element_size()
         self._enter(t, frame, plain, plain, bits, "exact", "exact" if plain else "shared", stored.payload)
@@ -287,7 +288,7 @@ class Session(TorchFunctionMode):
             self._enter(t, frame, plain, payload.nbytes, bits, gradient, how, payload)
         else:
             self._enter(t, frame, plain, 0, bits, gradient, "shared", None)
-        return Stored(payload, order, tuple(small.shape), tuple(t.shape))
+        return Stored(payload, order, tuple(small.shape), tuple(t.shape), self._turn)
 
     def _next_seed(self) -> int:
         self._count += 1

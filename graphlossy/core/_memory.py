@@ -26,17 +26,22 @@ def _libc(name: str) -> Any:
         return None
 
 
-def release_free_memory(device: torch.device, nbytes: int) -> None:
+def release_free_memory(device: torch.device, nbytes: int) -> bool:
     """Before a tensor of ``nbytes`` is made on the CPU: has the C library give back the memory of freed ones.
 
     glibc keeps freed blocks of up to 32 MiB, some 100 MiB of them in a training step, and low-bit copies in between
-    keep them from being joined. Where little is saved that is a good part of the peak. It takes about a millisecond.
+    keep them from being joined. Where little is saved that is a good part of the peak. Memory that is used again has to
+    be asked for again, so it is worth doing once a step, not before every tensor.
+
+    Returns:
+        Whether the tensor was large enough for it.
     """
     if device.type != "cpu" or nbytes < MUCH:
-        return
+        return False
     trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
+    return True
 
 
 def in_huge_pages(new: Tensor) -> Tensor:
