@@ -30,13 +30,13 @@ def render(memory: dict[str, Any], bits: dict[str, Any], accuracy: dict[str, Any
     """The text between the comments."""
     size = memory["settings"]
     names = {key: text.format(**size, half=size["hidden"] // 2) for key, text in MODELS.items()}
+    found = {model: memory["summary"][model] for model in MODELS if model in memory["summary"]}
     rows = [
-        [names[model], *_against(found, "compress-2bit", "pyg-csr"), *_against(found, "nn-2bit", "pyg-csr")[:2]]
-        for model, found in memory["summary"].items()
+        [names[model], *_against(rows, "compress-2bit", "pyg-csr"), *_against(rows, "nn-2bit", "pyg-csr")[:2]]
+        for model, rows in found.items()
     ]
     usual = [
-        [names[model], *_against(found, "compress-2bit-edge_index", "pyg-edge_index")]
-        for model, found in memory["summary"].items()
+        [names[model], *_against(rows, "compress-2bit-edge_index", "pyg-edge_index")] for model, rows in found.items()
     ]
     head = ["saved for backward", "peak of a step", "epoch time"]
     layer = bits["bits"]["128"]
@@ -58,6 +58,8 @@ def render(memory: dict[str, Any], bits: dict[str, Any], accuracy: dict[str, Any
 
 
 def _against(found: dict[str, Any], variant: str, base: str) -> list[str]:
+    if base not in found or variant not in found:
+        return ["not measured"] * 3
     plain, ours = found[base], found[variant]
     ratio = ours[f"vs {base}"]
     peaks = (plain["peak_bytes"]["median"], ours["peak_bytes"]["median"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import _report, accuracy, memory, table
+from benchmarks import _report, accuracy, memory, readme, table
 from benchmarks._graphs import power_law_edges
 
 
@@ -105,3 +105,14 @@ def test_figures_of_another_machine_or_setting_are_not_continued(tmp_path: Path)
     for key in ("machine", "versions", "settings"):
         with pytest.raises(SystemExit, match=f"another {key}.*--fresh"):
             _report.earlier(file, {**head, key: {"cpu": "another"}}, fresh=False)
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results() -> None:
+    assert readme.main(["--check"]) == 0, "run python -m benchmarks.readme"
+
+
+def test_readme_figures_need_their_place() -> None:
+    text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter"
+    assert readme.replace(text, "new") == f"before\n{readme.BEGIN}\n\nnew\n\n{readme.END}\nafter"
+    with pytest.raises(ValueError, match="needs the lines"):
+        readme.replace("no place", "new")
