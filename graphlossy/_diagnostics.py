@@ -81,6 +81,7 @@ def cases() -> Iterator[Case]:
         yield Case("pack_mask", (mask * torch.tensor(float("nan")),))
         yield Case("unpack_mask", (packed, numel))
         for dtype in _DTYPES:
+            yield Case("unpack_mask", (packed, numel, -1.0, 1 / 0.9, dtype))
             yield Case("mask_apply", (torch.randn(numel, generator=generator).to(dtype), packed, 1.25))
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from graphlossy.core import PackedMask, QuantizedTensor, pack_mask, quantize, unpack_mask
-from graphlossy.core._memory import in_huge_pages, release_free_memory
+from graphlossy.core._memory import release_free_memory
 
 __all__ = [
+    "Alive",
     "Kept",
     "LowBit",
     "Narrowed",
@@ -42,26 +43,34 @@ def _mask_block(device: torch.device) -> int:
     return _MASK_BLOCK.get(device.type, _DEVICE_MASK_BLOCK)
 
 
-class Kept:
-    """The tensor itself, exact. As autograd does, notices when it was changed in place before the backward pass."""
+class Alive:
+    """A tensor that lives whatever we do, exact. As autograd does, notices when it was changed before the backward."""
 
     __slots__ = ("__weakref__", "tensor", "version")
 
     def __init__(self, tensor: Tensor) -> None:
-        # Without detach, an operation that saves its own output would own itself: output -> node -> output.
-        self.tensor = tensor if tensor.grad_fn is None else tensor.detach()
-        self.version = tensor._version
-
-    nbytes = 0
+        self.tensor = tensor
+        self.version = None if tensor.is_inference() else tensor._version
 
     def unpack(self) -> Tensor:
-        if self.tensor._version != self.version:
+        if self.version is not None and self.tensor._version != self.version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
                 f"a saved tensor of shape {tuple(self.tensor.shape)} is at version {self.tensor._version}, expected "
                 f"version {self.version}"
             )
         return self.tensor
+
+
+class Kept(Alive):
+    """A tensor kept as it is."""
+
+    __slots__ = ()
+    nbytes = 0
+
+    def __init__(self, tensor: Tensor) -> None:
+        # Without detach, an operation that saves its own output would own itself: output -> node -> output.
+        super().__init__(tensor if tensor.grad_fn is None else tensor.detach())
 
 
 class LowBit:
@@ -174,17 +183,7 @@ class TwoValued:
         return self.mask.nbytes
 
     def unpack(self) -> Tensor:
-        if self.dtype == torch.bool:
-            return unpack_mask(self.mask)
-        out = in_huge_pages(torch.empty(self.mask.numel(), dtype=self.dtype, device=self.mask.device))
-        block = _mask_block(out.device)
-        for part, packed in zip(out.split(block), self.mask.bits.split(block // 8), strict=True):
-            part.copy_(unpack_mask(PackedMask(packed, tuple(part.shape))))
-            if self.high - self.low != 1.0:
-                part.mul_(self.high - self.low)
-            if self.low:
-                part.add_(self.low)
-        return out
+        return unpack_mask(self.mask, self.low, self.high, self.dtype)
 
 
 class Narrowed:
@@ -222,11 +221,11 @@ class Regathered:
     __slots__ = ("__weakref__", "_index", "_rows")
     nbytes = 0
 
-    def __init__(self, rows: Stored, index: Stored | Tensor) -> None:
+    def __init__(self, rows: Stored | Alive, index: Stored | Alive | Tensor) -> None:
         self._rows, self._index = rows, index
 
     def unpack(self) -> Tensor:
-        index = self._index.unpack() if isinstance(self._index, Stored) else self._index
+        index = self._index if isinstance(self._index, Tensor) else self._index.unpack()
         return self._rows.unpack().index_select(0, index).view(-1)
 
 

@@ -16,7 +16,7 @@ from graphlossy.core import _schemas
 
 __all__ = ["LEVELS", "Kernels", "kernels", "load_error"]
 
-ABI = 1  # lossy_abi() in csrc/quantize_cpu.cpp
+ABI = 2  # lossy_abi() in csrc/quantize_cpu.cpp
 LIBRARY_FILE = Path(__file__).with_name("_lossy_cpu.so")
 LEVELS = ("baseline", "AVX2", "AVX-512")  # instruction sets the library may have been compiled for
 
@@ -25,7 +25,7 @@ _SIGNATURES = {
     "lossy_quantize": (_P, _I, _P, _P, _P, _L, _L, _L, _I, _I, _U, _I, _I),
     "lossy_dequantize": (_P, _P, _P, _P, _I, _L, _L, _L, _I, _I, _I),
     "lossy_pack_mask": (_P, _I, _P, _L, _I, _I),
-    "lossy_unpack_mask": (_P, _P, _L, _I, _I),
+    "lossy_unpack_mask": (_P, _P, _L, _I, _P, _I, _I),
     "lossy_mask_apply": (_P, _I, _P, _P, _L, _D, _I, _I),
 }
 _FLOATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -98,11 +98,15 @@ class Kernels:
         self._library.lossy_pack_mask(*pointers, mask.numel(), torch.get_num_threads(), self.level)
         return out
 
-    def unpack_mask(self, packed: Tensor, numel: int) -> Tensor:
+    def unpack_mask(
+        self, packed: Tensor, numel: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """graphlossy::unpack_mask."""
-        out = _schemas.FAKES["unpack_mask"](packed, numel)
-        packed = packed.contiguous()
-        self._library.lossy_unpack_mask(packed.data_ptr(), out.data_ptr(), numel, torch.get_num_threads(), self.level)
+        out = _schemas.FAKES["unpack_mask"](packed, numel, low, high, dtype)
+        packed, values = packed.contiguous(), _schemas.two_values(low, high, dtype)
+        pointers = packed.data_ptr(), out.data_ptr()
+        sizes = numel, out.element_size(), values.data_ptr()
+        self._library.lossy_unpack_mask(*pointers, *sizes, torch.get_num_threads(), self.level)
         return out
 
     def mask_apply(self, grad: Tensor, packed: Tensor, scale: float) -> Tensor:

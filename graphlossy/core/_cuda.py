@@ -33,6 +33,13 @@ _FLOATS = {
     torch.float64: ("float64", "double"),
 }
 _INTEGERS = {1: ("int8", "uint8_t"), 2: ("int16", "uint16_t"), 4: ("int32", "uint32_t"), 8: ("int64", "uint64_t")}
+# The same as torch reads them (signed) and as an argument of a kernel.
+_WORDS = {
+    1: (torch.int8, ctypes.c_uint8),
+    2: (torch.int16, ctypes.c_uint16),
+    4: (torch.int32, ctypes.c_uint32),
+    8: (torch.int64, ctypes.c_uint64),
+}
 
 
 class Kernels:
@@ -135,12 +142,17 @@ class Kernels:
             self._launch(name, f"LOSSY_PACK_MASK({c_type},{name})", blocks, mask, out, _LONG(numel))
         return out
 
-    def unpack_mask(self, packed: Tensor, numel: int) -> Tensor:
+    def unpack_mask(
+        self, packed: Tensor, numel: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """graphlossy::unpack_mask."""
-        out = _schemas.FAKES["unpack_mask"](packed, numel)
+        out = _schemas.FAKES["unpack_mask"](packed, numel, low, high, dtype)
         if numel:
-            blocks = -(-numel // (THREADS * 16))
-            self._launch(*_UNPACK_MASK, blocks, packed.contiguous(), out, _LONG(numel))
+            size = out.element_size()
+            word, c_type = _WORDS[size]
+            values = (c_type(v) for v in _schemas.two_values(low, high, dtype).view(word).tolist())
+            blocks = -(-numel // (THREADS * (16 if size == 1 else 8)))
+            self._launch(*_UNPACK_MASK[size], blocks, packed.contiguous(), out, _LONG(numel), *values)
         return out
 
     def mask_apply(self, grad: Tensor, packed: Tensor, scale: float) -> Tensor:
@@ -155,7 +167,11 @@ class Kernels:
         return out
 
 
-_UNPACK_MASK = "unpack_mask", "LOSSY_UNPACK_MASK(unpack_mask)"
+# By bytes of an element: the kernel's name and definition.
+_UNPACK_MASK = {
+    size: (f"unpack_mask_{kind}", f"LOSSY_UNPACK_MASK({c_type},unpack_mask_{kind})")
+    for size, (kind, c_type) in _INTEGERS.items()
+}
 
 
 def _units(width: int, group_size: int, bits: int) -> int:
@@ -195,7 +211,7 @@ def _load(index: int) -> Kernels | str:
                 lambda definition: _nvrtc.compile_source(*_nvrtc.sources(), arch, f"LOSSY_KERNELS={definition}"),
                 lambda: torch.cuda.current_stream(index).cuda_stream,
             )
-            kernels.load(*_UNPACK_MASK)
+            kernels.load(*_UNPACK_MASK[1])
             return kernels
     except (OSError, _nvrtc.CompileError) as error:
         return str(error)

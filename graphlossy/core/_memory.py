@@ -1,4 +1,4 @@
-"""Large tensors on the CPU: freed memory back to the system, new memory in huge pages."""
+"""Large tensors on the CPU: freed memory back to the system."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
-__all__ = ["in_huge_pages", "release_free_memory"]
+__all__ = ["release_free_memory"]
 
 MUCH = 32 * 2**20  # bytes; smaller tensors are not worth the milliseconds
 
 
-_HUGE_PAGE, _MADV_HUGEPAGE = 2 * 2**20, 14
-
-
 @cache
-def _libc(name: str) -> Any:
-    """A function of glibc; None where there is another C library."""
+def _malloc_trim() -> Any:
+    """That function of glibc; None where there is another C library."""
     try:
-        return getattr(ctypes.CDLL("libc.so.6"), name)
+        return ctypes.CDLL("libc.so.6").malloc_trim
     except (OSError, AttributeError):
         return None
 
@@ -38,21 +34,7 @@ def release_free_memory(device: torch.device, nbytes: int) -> bool:
     """
     if device.type != "cpu" or nbytes < MUCH:
         return False
-    trim = _libc("malloc_trim")
+    trim = _malloc_trim()
     if trim is not None:
         trim(0)
     return True
-
-
-def in_huge_pages(new: Tensor) -> Tensor:
-    """A CPU tensor that was just allocated, its memory asked for in huge pages: first writes are several times faster.
-
-    Nothing happens to small ones, nor where the system has no such pages.
-    """
-    size = new.numel() * new.element_size()
-    advise = _libc("madvise") if new.device.type == "cpu" and size >= MUCH else None
-    if advise is not None:
-        first = -(-new.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-        length = (new.data_ptr() + size - first) // _HUGE_PAGE * _HUGE_PAGE
-        advise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_HUGEPAGE)
-    return new

@@ -195,14 +195,18 @@ def pack_mask(mask: Tensor) -> Tensor:
     return out
 
 
-def unpack_mask(packed: Tensor, numel: int) -> Tensor:
-    """Definition of graphlossy::unpack_mask."""
-    out = _schemas.FAKES["unpack_mask"](packed, numel)
+def unpack_mask(
+    packed: Tensor, numel: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Definition of graphlossy::unpack_mask: ``high``, rounded to ``dtype``, where the bit is set, else ``low``."""
+    out = _schemas.FAKES["unpack_mask"](packed, numel, low, high, dtype)
+    lower, upper = _schemas.two_values(low, high, dtype).to(packed.device)
     shifts = torch.arange(8, device=packed.device)
     for start in range(0, numel, _CHUNK):
         end = min(start + _CHUNK, numel)
         byte = packed[start // 8 : _schemas.mask_bytes(end)].to(torch.int32).unsqueeze(1)
-        out[start:end] = ((byte >> shifts) & 1).reshape(-1)[: end - start] != 0
+        bits = ((byte >> shifts) & 1).reshape(-1)[: end - start] != 0
+        torch.where(bits, upper, lower, out=out[start:end])
     return out
 
 

@@ -29,7 +29,7 @@ OPS = {
         " -> Tensor"
     ),
     "pack_mask": "(Tensor mask) -> Tensor",
-    "unpack_mask": "(Tensor packed, SymInt numel) -> Tensor",
+    "unpack_mask": "(Tensor packed, SymInt numel, float low=0.0, float high=1.0, ScalarType? dtype=None) -> Tensor",
     "mask_apply": "(Tensor grad, Tensor packed, float scale) -> Tensor",
 }
 
@@ -120,6 +120,19 @@ def check_packed_mask(packed: Tensor, numel: int) -> None:
         )
 
 
+def check_two_values(dtype: torch.dtype | None) -> torch.dtype:
+    """The type of an unpacked mask: bool for None; raises TypeError unless it is bool or a supported float type."""
+    if dtype is None or dtype == torch.bool:
+        return torch.bool
+    check_float("dtype", dtype)
+    return dtype
+
+
+def two_values(low: float, high: float, dtype: torch.dtype | None) -> Tensor:
+    """[2] the values that an unpacked mask takes, rounded to its type, on the CPU."""
+    return torch.tensor([low, high], dtype=torch.float64, device="cpu").to(check_two_values(dtype))
+
+
 def check_mask_apply(grad: Tensor, packed: Tensor) -> None:
     """Checks the arguments of graphlossy::mask_apply."""
     check_float("grad", grad.dtype)
@@ -148,9 +161,11 @@ def _pack_mask(mask: Tensor) -> Tensor:
     return mask.new_empty((mask_bytes(mask.numel()),), dtype=torch.uint8)
 
 
-def _unpack_mask(packed: Tensor, numel: int) -> Tensor:
+def _unpack_mask(
+    packed: Tensor, numel: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype | None = None
+) -> Tensor:
     check_packed_mask(packed, numel)
-    return packed.new_empty((numel,), dtype=torch.bool)
+    return packed.new_empty((numel,), dtype=check_two_values(dtype))
 
 
 def _mask_apply(grad: Tensor, packed: Tensor, scale: float) -> Tensor:

@@ -76,10 +76,24 @@ def pack_mask(mask: Tensor) -> PackedMask:
     return PackedMask(torch.ops.graphlossy.pack_mask(mask.detach()), tuple(mask.shape))
 
 
-def unpack_mask(mask: PackedMask) -> Tensor:
-    """The boolean tensor that was packed, contiguous."""
+def unpack_mask(mask: PackedMask, low: float = 0.0, high: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+    """The boolean tensor that was packed, or one of two values in its place; contiguous.
+
+    Args:
+        mask: from `pack_mask`.
+        low: value where the mask is not set, rounded to ``dtype``.
+        high: value where it is.
+        dtype: bool (also None), float32, float16, bfloat16 or float64.
+
+    Raises:
+        TypeError: ``mask`` is no `PackedMask`, or ``dtype`` is another type.
+
+    Example:
+        >>> unpack_mask(pack_mask(torch.tensor([1, 0, 1])), high=2.5, dtype=torch.float32)
+        tensor([2.5000, 0.0000, 2.5000])
+    """
     _check_mask(mask)
-    return torch.ops.graphlossy.unpack_mask(mask.bits, mask.numel()).view(mask.shape)
+    return torch.ops.graphlossy.unpack_mask(mask.bits, mask.numel(), low, high, dtype).view(mask.shape)
 
 
 def mask_apply(grad: Tensor, mask: PackedMask, scale: float = 1.0) -> Tensor:

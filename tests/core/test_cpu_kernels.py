@@ -152,6 +152,16 @@ def test_masks_of_every_type(dtype: torch.dtype) -> None:
             assert_same(kernels.unpack_mask(expected, n), truth, (name, n))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, *DTYPES], ids=str)
+def test_masks_unpacked_to_two_values(dtype: torch.dtype) -> None:
+    for n in (0, 1, 7, 9, 1000, 1031, 140_003):
+        packed = _reference.pack_mask(torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.5)
+        for low, high in ((0.0, 1.0), (1.0, 0.0), (-1.0, 1 / 0.9), (torch.nan, -torch.inf)):
+            expected = _reference.unpack_mask(packed, n, low, high, dtype)
+            for name, kernels in levels_and_threads():
+                assert_same(kernels.unpack_mask(packed, n, low, high, dtype), expected, (name, n, low, high))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_mask_apply(dtype: torch.dtype) -> None:
     for rows, width in ((1, 1), (9, 113), (70, 1030)):

@@ -148,7 +148,7 @@ def test_a_kernel_that_does_not_compile_gives_way_to_the_reference(
     class Refuses(_cuda.Kernels):
         def __init__(self) -> None: ...
 
-        def unpack_mask(self, packed: torch.Tensor, numel: int) -> torch.Tensor:
+        def unpack_mask(self, packed: torch.Tensor, *rest: object) -> torch.Tensor:
             raise _nvrtc.CompileError("unknown instruction")
 
     monkeypatch.setattr(_cuda, "_loaded", {0: Refuses()})

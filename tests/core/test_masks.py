@@ -28,6 +28,20 @@ def test_a_mask_comes_back(device, shape, dtype, share, transposed) -> None:
     assert out.dtype == torch.bool and out.is_contiguous() and torch.equal(out, x != 0)
 
 
+@given(
+    size=st.integers(0, 300),
+    dtype=st.sampled_from((torch.bool, *FLOATS)),
+    low=st.floats(-4, 4),
+    high=st.floats(-1e6, 1e6),
+)
+def test_a_mask_comes_back_as_two_values(device, size, dtype, low, high) -> None:
+    mask = torch.rand(size, device=device) < 0.5
+    out = unpack_mask(pack_mask(mask), low, high, dtype)
+    expected = torch.full((size,), low, dtype=torch.float64, device=device)
+    expected[mask] = high
+    assert out.dtype == dtype and torch.equal(out, expected.to(dtype))
+
+
 def test_bit_i_is_bit_i_and_7_of_byte_i_over_8(device) -> None:
     mask = torch.zeros(21, dtype=torch.bool, device=device)
     mask[[0, 3, 8, 20]] = True
@@ -89,6 +103,7 @@ def test_grad_may_have_another_shape_and_layout() -> None:
         (lambda: pack_mask([True]), TypeError, "mask must be a dense torch.Tensor, got list"),
         (lambda: pack_mask(torch.eye(2).to_sparse()), TypeError, "got torch.sparse_coo"),
         (lambda: unpack_mask(torch.ones(2)), TypeError, "mask must be a PackedMask, got Tensor; make it with pack"),
+        (lambda: unpack_mask(pack_mask(torch.ones(2)), dtype=torch.int8), TypeError, "dtype must be one of float32"),
         (lambda: mask_apply(torch.ones(2), torch.ones(2)), TypeError, "mask must be a PackedMask, got Tensor"),
         (lambda: mask_apply([1.0], pack_mask(torch.ones(1))), TypeError, "grad must be a torch.Tensor, got list"),
         (lambda: mask_apply(torch.ones(2, 4), pack_mask(torch.ones(9))), ValueError, r"got \(2, 4\) and \(9,\)"),

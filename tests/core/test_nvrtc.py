@@ -20,11 +20,10 @@ except _nvrtc.CompileError as error:
 
 BITS, FLOATS = (1, 2, 3, 4, 8), ("float32", "float16", "bfloat16", "float64")
 ENTRIES = {
-    "unpack_mask",
     *(f"dequantize_{kind}_{bits}" for kind in FLOATS for bits in BITS),
     *(f"quantize_{kind}_{bits}{who}" for kind in FLOATS for bits in BITS for who in ("", "_block")),
     *(f"{op}_{kind}" for op in ("pack_mask", "mask_apply") for kind in FLOATS),
-    *(f"pack_mask_int{bits}" for bits in (8, 16, 32, 64)),
+    *(f"{op}_int{bits}" for op in ("pack_mask", "unpack_mask") for bits in (8, 16, 32, 64)),
 }
 TINY = 'extern "C" __global__ void fill(float* x) { x[threadIdx.x] = VALUE; }'
 

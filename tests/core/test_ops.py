@@ -35,6 +35,7 @@ def samples(device: torch.device | str) -> dict[str, list[tuple[Any, ...]]]:
     masks += [(torch.randn(9, device=device).to(dtype),) for dtype in DTYPES]
     masks += [(torch.empty(0, device=device),), (torch.tensor(3.0, device=device),)]
     packed = [(_reference.pack_mask(mask[0]), mask[0].numel()) for mask in masks]
+    packed += [(*packed[0], -0.5, 1 / 0.9, dtype) for dtype in (*DTYPES, torch.bool)]
     grads = [torch.randn(6, 4, device=device).to(dtype) for dtype in DTYPES] + [torch.randn(4, 3, device=device).t()]
     return {
         "quantize": quantize,

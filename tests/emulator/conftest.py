@@ -46,7 +46,9 @@ def every_definition() -> dict[str, str]:
                 recorder.dequantize(*stored, bits, group_size, 2048, dtype)
         recorder.mask_apply(x, recorder.pack_mask(x), 1.0)
     for integer in (torch.bool, torch.int16, torch.int32, torch.int64):
-        recorder.unpack_mask(recorder.pack_mask(torch.zeros(1, dtype=integer)), 1)
+        recorder.pack_mask(torch.zeros(1, dtype=integer))
+    for dtype in (torch.bool, *_schemas.FLOAT_DTYPES):
+        recorder.unpack_mask(torch.zeros(1, dtype=torch.uint8), 1, 0.0, 1.0, dtype)
     return recorder.definitions
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from graphlossy._diagnostics import Case, _same_bits, cases
-from graphlossy.core import _reference
+from graphlossy.core import _reference, _schemas
 from graphlossy.core._cuda import _UNPACK_MASK, Kernels
 
 Guard = Callable[[tuple[Any, ...]], tuple[Any, ...]]
@@ -129,9 +129,9 @@ def test_an_error_of_the_driver_is_raised(emulated: Kernels) -> None:
 
 
 def test_a_wild_address_is_an_error_of_the_launch(emulated: Kernels) -> None:
-    out = torch.empty(2, dtype=torch.uint8)
+    out, two = torch.empty(2, dtype=torch.uint8), (ctypes.c_uint8(0), ctypes.c_uint8(1))
     with pytest.raises(OSError, match="illegal memory access .error 700"):
-        emulated._launch(*_UNPACK_MASK, 1, ctypes.c_void_p(8), out, ctypes.c_int64(16))
+        emulated._launch(*_UNPACK_MASK[1], 1, ctypes.c_void_p(8), out, ctypes.c_int64(16), *two)
     assert same(emulated, "unpack_mask", (torch.tensor([5], dtype=torch.uint8), 8))  # and the next one works
 
 
@@ -156,7 +156,12 @@ def few(op: str) -> list[Case]:
     packed = _reference.pack_mask(mask)
     return {
         "pack_mask": [Case(op, (mask,)), Case(op, (mask.float(),)), Case(op, (mask[1:],)), Case(op, (mask[:8999],))],
-        "unpack_mask": [Case(op, (packed, 9001)), Case(op, (packed[:3], 17)), Case(op, (packed[:6], 48))],
+        "unpack_mask": [
+            *(Case(op, (packed, 9001, -1.0, 1 / 0.9, dtype)) for dtype in (None, *_schemas.FLOAT_DTYPES)),
+            Case(op, (packed[:3], 17)),
+            Case(op, (packed[:6], 48)),
+            Case(op, (packed[:3], 17, 0.0, 3.0, torch.float32)),
+        ],
         "mask_apply": [
             Case(op, (torch.randn(9001), packed, 1.1)),
             Case(op, (torch.randn(8993)[1:], packed[:1124], 1.1)),
@@ -192,10 +197,13 @@ MUTANTS = [
     ("dequantize", "(first + team - index * parts) * lanes", "(first + team - index * parts)"),
     ("dequantize", "if (unit >= group.units) continue;", "if (unit > group.units) continue;"),
     ("pack_mask", "const bool wide = aligned(mask, alignof(Words))", "const bool wide = true"),
-    ("pack_mask", "kBytes == 2 && count > 8", "kBytes == 2"),  # writes past the end
+    ("pack_mask", "kBytes == 2 && count > 8) to", "kBytes == 2) to"),  # writes past the end
     ("pack_mask", "for (int i = 0; i < count; ++i) bits", "for (int i = 0; i + 1 < count; ++i) bits"),
-    ("unpack_mask", "0x00204081u", "0x00204080u"),
-    ("unpack_mask", "out[start + i] = (uint8_t)((bits >> i) & 1u)", "out[start + i] = (uint8_t)(bits & 1u)"),
+    ("unpack_mask", "elements.at[i] = ((bits >> i) & 1u) != 0 ? high", "elements.at[i] = (bits & 1u) != 0 ? high"),
+    ("unpack_mask", "out[begin + i] = ((bits >> i) & 1u) != 0 ? high", "out[begin + i] = (bits & 1u) != 0 ? high"),
+    ("unpack_mask", "packed[turn * kBytes];", "packed[turn];"),  # elements of one byte
+    ("unpack_mask", "(uint32_t)packed[turn * kBytes + 1] << 8", "0u"),
+    ("unpack_mask", "kBytes == 2 && count > 8) bits", "kBytes == 2) bits"),  # reads past the end
     ("mask_apply", "aligned(grad, alignof(Words)) &&", ""),
     ("mask_apply", "const uint32_t bits = packed[turn];", "const uint32_t bits = packed[turn] & 0x7fu;"),
 ]  # fmt: skip

@@ -137,7 +137,7 @@ NARROW = [
     ("quantize", "group.element = row * width +", "group.element = (int32_t)(row * width) +"),
     ("dequantize", "group.element = row * width +", "group.element = (int32_t)(row * width) +"),
     ("pack_mask", "const int64_t start = turn * kElements", "const int64_t start = (int32_t)(turn * kElements)"),
-    ("unpack_mask", "const int64_t start = turn * 16", "const int64_t start = (int32_t)(turn * 16)"),
+    ("unpack_mask", "const int64_t begin = turn * kElements", "const int64_t begin = (int32_t)(turn * kElements)"),
     ("mask_apply", "const int64_t start = turn * 8;", "const int64_t start = (int32_t)(turn * 8);"),
 ]
 

@@ -20,8 +20,10 @@ using lossy::half_bits;
   }
 #define LOSSY_PACK_MASK(T, NAME)                                                                                       \
   LOSSY_ENTRY NAME(const T* mask, uint8_t* out, int64_t numel) { lossy::pack_mask<T>(mask, out, numel); }
-#define LOSSY_UNPACK_MASK(NAME)                                                                                        \
-  LOSSY_ENTRY NAME(const uint8_t* packed, uint8_t* out, int64_t numel) { lossy::unpack_mask(packed, out, numel); }
+#define LOSSY_UNPACK_MASK(T, NAME)                                                                                     \
+  LOSSY_ENTRY NAME(const uint8_t* packed, T* out, int64_t numel, T low, T high) {                                      \
+    lossy::unpack_mask<T>(packed, out, numel, low, high);                                                              \
+  }
 #define LOSSY_MASK_APPLY(T, NAME)                                                                                      \
   LOSSY_ENTRY NAME(const T* grad, const uint8_t* packed, T* out, int64_t numel, double scale) {                        \
     lossy::mask_apply<T>(grad, packed, out, numel, scale);                                                             \
@@ -40,15 +42,17 @@ using lossy::half_bits;
   LOSSY_WIDTH(T, NAME, 8)                                                                                              \
   LOSSY_PACK_MASK(T, pack_mask_##NAME)                                                                                 \
   LOSSY_MASK_APPLY(T, mask_apply_##NAME)
+#define LOSSY_INTEGER(T, NAME)                                                                                         \
+  LOSSY_PACK_MASK(T, pack_mask_##NAME)                                                                                 \
+  LOSSY_UNPACK_MASK(T, unpack_mask_##NAME)
 #define LOSSY_KERNELS                                                                                                  \
   LOSSY_FLOAT(float, float32)                                                                                          \
   LOSSY_FLOAT(half_bits, float16)                                                                                      \
   LOSSY_FLOAT(bfloat16_bits, bfloat16)                                                                                 \
   LOSSY_FLOAT(double, float64)                                                                                         \
-  LOSSY_PACK_MASK(uint8_t, pack_mask_int8)                                                                             \
-  LOSSY_PACK_MASK(uint16_t, pack_mask_int16)                                                                           \
-  LOSSY_PACK_MASK(uint32_t, pack_mask_int32)                                                                           \
-  LOSSY_PACK_MASK(uint64_t, pack_mask_int64)                                                                           \
-  LOSSY_UNPACK_MASK(unpack_mask)
+  LOSSY_INTEGER(uint8_t, int8)                                                                                         \
+  LOSSY_INTEGER(uint16_t, int16)                                                                                       \
+  LOSSY_INTEGER(uint32_t, int32)                                                                                       \
+  LOSSY_INTEGER(uint64_t, int64)
 #endif
 LOSSY_KERNELS

@@ -29,7 +29,7 @@ LOSSY_FN void store(const Elements<T, BYTES>& elements, T* to) {
 LOSSY_FN int64_t first_thread() { return (int64_t)blockIdx.x * kThreads + threadIdx.x; }
 LOSSY_FN int64_t all_threads() { return (int64_t)gridDim.x * kThreads; }
 
-// BYTES of a thread: two for elements of one byte, so that 16 bytes are read, else one.
+// Bytes of mask of a thread: two for elements of one byte, so that 16 bytes are read, else one.
 template <class T>
 LOSSY_FN void pack_mask(const T* __restrict__ mask, uint8_t* __restrict__ out, int64_t numel) {
   constexpr int kBytes = sizeof(T) == 1 ? 2 : 1, kElements = 8 * kBytes;
@@ -52,20 +52,23 @@ LOSSY_FN void pack_mask(const T* __restrict__ mask, uint8_t* __restrict__ out, i
   }
 }
 
-// Four bits -> four bytes that are 0 or 1: bit k is moved to bit 8k by the k-th of four shifts that add up.
-LOSSY_FN uint32_t spread(uint32_t four_bits) { return (four_bits * 0x00204081u) & 0x01010101u; }
-
-LOSSY_FN void unpack_mask(const uint8_t* __restrict__ packed, uint8_t* __restrict__ out, int64_t numel) {
+// T: an unsigned integer as wide as the elements, which are copied as they are.
+template <class T>
+LOSSY_FN void unpack_mask(const uint8_t* __restrict__ packed, T* __restrict__ out, int64_t numel, T low, T high) {
+  constexpr int kBytes = sizeof(T) == 1 ? 2 : 1, kElements = 8 * kBytes;
   const bool wide = aligned(out, alignof(Words));
-  for (int64_t turn = first_thread(); turn * 16 < numel; turn += all_threads()) {
-    const int64_t start = turn * 16;
-    const int count = numel - start < 16 ? (int)(numel - start) : 16;
-    const uint32_t bits = packed[start / 8] | (count > 8 ? (uint32_t)packed[start / 8 + 1] << 8 : 0u);
-    if (wide && count == 16) {
-      *reinterpret_cast<Words*>(out + start) =
-          Words{{spread(bits & 15u), spread((bits >> 4) & 15u), spread((bits >> 8) & 15u), spread(bits >> 12)}};
+  for (int64_t turn = first_thread(); turn * kElements < numel; turn += all_threads()) {
+    const int64_t begin = turn * kElements;
+    const int count = numel - begin < kElements ? (int)(numel - begin) : kElements;
+    uint32_t bits = packed[turn * kBytes];
+    if (kBytes == 2 && count > 8) bits |= (uint32_t)packed[turn * kBytes + 1] << 8;
+    if (wide && count == kElements) {
+      Elements<T, kBytes> elements;
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) elements.at[i] = ((bits >> i) & 1u) != 0 ? high : low;
+      store(elements, out + begin);
     } else {
-      for (int i = 0; i < count; ++i) out[start + i] = (uint8_t)((bits >> i) & 1u);
+      for (int i = 0; i < count; ++i) out[begin + i] = ((bits >> i) & 1u) != 0 ? high : low;
     }
   }
 }

@@ -59,14 +59,27 @@ struct PackBody {
 
 struct UnpackArgs {
   const uint8_t* packed;
-  uint8_t* out;
-  int64_t numel;
+  void* out;
+  const void* values;
+  StreamCopy stream;
 };
+
+// T: an unsigned integer as wide as the elements, which are copied as they are.
+template <class T>
 struct UnpackBody {
   static LOSSY_INLINE void run(const UnpackArgs& a, int64_t first, int64_t last) {
-    const int64_t full = last / 8;
-    for (int64_t j = first / 8; j < full; ++j) spread_bits(a.packed[j], a.out + 8 * j);
-    for (int64_t i = std::max(first, full * 8); i < last; ++i) a.out[i] = (a.packed[i >> 3] >> (i & 7)) & 1;
+    uint8_t set[kTile];
+    T tile[kTile];
+    const T low = static_cast<const T*>(a.values)[0], high = static_cast<const T*>(a.values)[1];
+    for (int64_t start = first; start < last; start += kTile) {
+      const int64_t n = std::min(kTile, last - start);
+      for (int64_t j = 0; j < padded(n) / 8; ++j) spread_bits(a.packed[start / 8 + j], set + 8 * j);
+      T* __restrict out = a.stream ? tile : static_cast<T*>(a.out) + start;
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) out[i] = set[i] != 0 ? high : low;
+      if (a.stream) a.stream(static_cast<T*>(a.out) + start, tile, n * sizeof(T));
+    }
+    if (a.stream) stream_end();
   }
 };
 
@@ -117,11 +130,18 @@ int lossy_pack_mask(const void* mask, int kind, uint8_t* out, int64_t numel, int
     default: return -1;
   }
 }
-int lossy_unpack_mask(const uint8_t* packed, uint8_t* out, int64_t numel, int threads, int level) {
+// size: bytes of an element, 1, 2, 4 or 8; values: those of a bit that is not set and of one that is. -1 for another size.
+int lossy_unpack_mask(const uint8_t* packed, void* out, int64_t numel, int size, const void* values, int threads,
+                      int level) {
   using namespace lossy;
-  prepare_result(out, numel, level);  // its eight-byte stores stay plain ones
-  run_parallel<UnpackBody>(UnpackArgs{packed, out, numel}, numel, kBlock, threads, level);
-  return 0;
+  const UnpackArgs a{packed, out, values, prepare_result(out, numel * size, level)};
+  switch (size) {
+    case 1: run_parallel<UnpackBody<uint8_t>>(a, numel, kBlock, threads, level); return 0;
+    case 2: run_parallel<UnpackBody<uint16_t>>(a, numel, kBlock, threads, level); return 0;
+    case 4: run_parallel<UnpackBody<uint32_t>>(a, numel, kBlock, threads, level); return 0;
+    case 8: run_parallel<UnpackBody<uint64_t>>(a, numel, kBlock, threads, level); return 0;
+    default: return -1;
+  }
 }
 // dtype: 0 float32, 1 float16, 2 bfloat16, 3 float64. Returns 0, or -1 for an unknown type.
 int lossy_mask_apply(const void* grad, int dtype, const uint8_t* packed, void* out, int64_t numel, double scale,
