@@ -1,4 +1,4 @@
-"""A CSR product without torch's matrix of zeros: the same bits, the same gradient."""
+"""A CSR product without torch's matrix of zeros and repeated sorting: the same bits, the same gradient."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import graphlossy
+import graphlossy.autograd.csr_product as csr_module
 from graphlossy.autograd.csr_product import csr_product, is_csr_product
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
@@ -38,11 +39,44 @@ def test_gradients_of_first_and_second_order(operands) -> None:
     torch.testing.assert_close(found[0][1], found[1][1])
 
 
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_reductions_of_the_sparse_product(operands, reduce: str) -> None:
+    adj, x = operands
+    weight = torch.randn(70, 9, dtype=x.dtype)
+    found = []
+    for product in (csr_product, torch.sparse.mm):
+        leaf = x.clone().requires_grad_()
+        out = product(adj, leaf, reduce)
+        (out * weight).sum().backward()
+        found.append((out.detach(), leaf.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+def test_the_transpose_is_made_once_for_a_graph(operands, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, transpose = [], csr_module._transpose
+    monkeypatch.setattr(csr_module, "_transpose", lambda *a: made.append(a) or transpose(*a))
+    adj, x = operands
+
+    def gradient(reduce: str | None = None) -> torch.Tensor:
+        leaf = x.clone().requires_grad_()
+        csr_product(adj, leaf, reduce).square().sum().backward()
+        return leaf.grad
+
+    first = gradient()
+    assert torch.equal(gradient(), first) and len(made) == 1
+    gradient("mean"), gradient("mean"), gradient()
+    assert len(made) == 2
+    adj.values().mul_(2.0)  # an edit of the weights is seen
+    torch.testing.assert_close(gradient(), 4 * first)
+    assert len(made) == 3
+
+
 def test_what_it_is_not_for(operands) -> None:
     adj, x = operands
-    assert is_csr_product((adj, x))
+    assert is_csr_product((adj, x)) and is_csr_product((adj, x, "sum")) and is_csr_product((adj, x, "mean"))
     weighted = torch.sparse_csr_tensor(adj.crow_indices(), adj.col_indices(), adj.values().clone(), adj.shape)
-    others = [(x, x.t()), (adj, x[0]), (adj, x.half()), (adj, x[:10]), (adj, x[:, :0]), (adj, x, "sum"), (adj, 3)]
+    others = [(x, x.t()), (adj, x[0]), (adj, x.half()), (adj, x[:10]), (adj, x[:, :0]), (adj, x, "amax"), (adj, 3)]
     others += [(adj.to_dense().to_sparse_csc(), x), (weighted.requires_grad_(), x)]
     assert not any(is_csr_product(other) for other in others)
     with torch.autocast("cpu", torch.bfloat16):

@@ -268,13 +268,14 @@ def test_ledger_names_modules_and_operations():
 
 def test_peak_is_measured_when_asked():
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
-    x = torch.randn(20000, 64)
+    rows = 80_000  # 82 MB a hidden tensor: blocks above 32 MiB never come out of memory that was freed earlier
+    x = torch.randn(rows, 64)
     with graphlossy.compress(bits=2, measure_peak=True) as ledger:
         loss = model(x).square().mean()
     loss.backward()
     if ledger.peak_bytes is None:
         pytest.skip("this system keeps no peak counter")
-    assert 20000 * 256 * 4 / 2 < ledger.peak_bytes < 20 * 20000 * 256 * 4
+    assert rows * 256 * 4 / 2 < ledger.peak_bytes < 20 * rows * 256 * 4
     assert "peak during the step" in str(ledger)
 
 
@@ -293,7 +294,7 @@ def test_sparse_product_keeps_no_dense_operand(reduce):
     weight = torch.randn(400, 64)
     (out * weight).sum().backward()
     (expected * weight).sum().backward()
-    assert torch.equal(x.grad, y.grad)
+    torch.testing.assert_close(x.grad, y.grad)
 
 
 def test_offsets_that_are_all_zero_are_not_kept():
