@@ -67,7 +67,12 @@ def _numel(shape: Sequence[int]) -> int:
 
 
 def draw_seed() -> Tensor:
-    """A 63-bit seed from torch's global generator, as a CPU tensor so that compiled code draws it at run time."""
+    """A 63-bit seed from torch's global generator, as a CPU tensor so that compiled code draws it at run time.
+
+    How often a function draws may depend on its arguments' shapes and options only, not on the grad mode nor on what an
+    earlier call left behind: a checkpointed region, run a second time from the same state of the generator, must come
+    to the same noise in every dropout that follows. What needs no seed draws one all the same.
+    """
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")
 
 

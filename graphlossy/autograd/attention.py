@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from graphlossy.autograd import _ops
+from graphlossy.autograd._once import once_differentiable
 from graphlossy.autograd._packed import Packed, check_bits, pack, row_blocks
 from graphlossy.autograd.dropout import bernoulli, check_probability, keep_scale
 from graphlossy.autograd.graph import CSRGraph

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from graphlossy.autograd._once import once_differentiable
 from graphlossy.autograd._ops import define
 from graphlossy.autograd._packed import draw_seed
 from graphlossy.autograd.recipe import Recipe, attach, recipe_of, reference
@@ -22,6 +22,7 @@ __all__ = [
     "dropout",
     "drop_",
     "dropout_backward",
+    "dropout_without_grad",
     "keep_scale",
 ]
 
@@ -162,16 +163,24 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
     check_keep(keep)
     if not training or p == 0.0:
         return x
-    if not torch.is_grad_enabled():
-        return torch.nn.functional.dropout(x, p, inplace=inplace)
     if keep == "seed":
-        return _SeededDropout.apply(x, p, draw_seed())
+        out = _SeededDropout.apply(x, p, draw_seed())
+        return x.copy_(out) if inplace and not torch.is_grad_enabled() else out
+    if not torch.is_grad_enabled():
+        return dropout_without_grad(x, p, inplace)
     recipe = recipe_of(x)
     # A leaf lives anyway: what follows can compute the output again from it and the mask.
     if recipe is None and x.dim() > 1 and not inplace and not torch.compiler.is_compiling() and x.is_leaf:
         recipe = reference(x)
     out, mask = _Dropout.apply(x, p, inplace)
     return attach_masked(out, recipe, mask, p)
+
+
+def dropout_without_grad(x: Tensor, p: float, inplace: bool = False) -> Tensor:
+    """dropout(x) by the noise that is drawn with gradients: torch's on the CPU; on CUDA its own kernel's differs."""
+    if x.is_cuda and not torch.compiler.is_compiling():
+        return drop_(x if inplace else x.clone(), bernoulli(x.shape, p, x.device), p)
+    return torch.nn.functional.dropout(x, p, inplace=inplace)
 
 
 def attach_masked(out: Tensor, recipe: Recipe | None, mask: Tensor, p: float) -> Tensor:

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from graphlossy.autograd._once import once_differentiable
 from graphlossy.autograd._ops import define
-from graphlossy.autograd._packed import Meta, Packed, check_bits
+from graphlossy.autograd._packed import Meta, Packed, check_bits, draw_seed
 from graphlossy.autograd.activation import relu
 from graphlossy.autograd.dropout import (
     attach_masked,
     bernoulli,
     check_probability,
     drop_,
-    dropout,
     dropout_backward,
+    dropout_without_grad,
 )
 from graphlossy.autograd.layer_norm import layer_norm, layer_norm_grads, layer_norm_statistics
 from graphlossy.autograd.norm import batch_norm, batch_norm_grads, check_batch, pack_normalized, wide
@@ -77,8 +77,8 @@ class _BatchNormReLUDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps, p, bits, group_size):
         out, mean, inv = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
+        out, mask = _act(out, p)  # first, so that the noise is that of the three layers under the same seed
         kept = pack_normalized(x, mean.to(wide(x.dtype)), inv.to(wide(x.dtype)), bits, group_size)
-        out, mask = _act(out, p)
         ctx.p, ctx.bits, ctx.group_size = p, bits, group_size
         ctx.mark_non_differentiable(mask, *kept.tensors)
         ctx.set_materialize_grads(False)
@@ -97,8 +97,8 @@ class _LayerNormReLUDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, eps, mode, batch, batch_size, p, bits, group_size):
         out, mean, inv, correction = layer_norm_statistics(x, weight, bias, eps, mode, batch, batch_size)
-        kept = pack_normalized(x, mean.to(wide(x.dtype)), inv.to(wide(x.dtype)), bits, group_size, batch)
         out, mask = _act(out, p)
+        kept = pack_normalized(x, mean.to(wide(x.dtype)), inv.to(wide(x.dtype)), bits, group_size, batch)
         ctx.p, ctx.bits, ctx.group_size = p, bits, group_size
         ctx.mark_non_differentiable(mask, *kept.tensors)
         ctx.set_materialize_grads(False)
@@ -129,7 +129,7 @@ def relu_dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     if not training or p == 0.0:
         return relu(x)
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return torch.nn.functional.dropout(x.relu(), p)
+        return dropout_without_grad(x.relu(), p, inplace=True)
     recipe = recipe_of(x)
     out, mask = _ReLUDropout.apply(x, p)
     return attach_masked(out, recipe, mask, p)
@@ -191,8 +191,11 @@ def norm_act_dropout(
         if norm == "batch":
             y = batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, bits=None)
         else:
-            y = layer_norm(x, weight, bias, eps, norm, batch, batch_size, bits=bits)
-        return relu_dropout(y, p, training) if wanted else dropout(torch.relu(y), p, training)
+            y = layer_norm(x, weight, bias, eps, norm, batch, batch_size, bits=None if training else bits)
+        out = relu_dropout(y, p, training)
+        if bits is not None and training:
+            draw_seed()  # as with gradients
+        return out
     if norm == "batch":
         check_batch(x, training)
         arguments = (x, weight, bias, running_mean, running_var, momentum, eps, p, bits, group_size)

@@ -13,7 +13,7 @@ import warnings
 import torch
 from torch import Tensor
 
-__all__ = ["CSRGraph", "check_edge_index", "plain_tensor", "sparse_csr"]
+__all__ = ["CSRGraph", "check_edge_index", "compress_index", "plain_tensor", "sparse_csr"]
 
 _INT32_MAX = 2**31 - 1
 _FLOWS = ("source_to_target", "target_to_source")
@@ -65,7 +65,7 @@ def _check_range(index: Tensor, size: int, what: str, argument: str) -> None:
         )
 
 
-def _compress(index: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def compress_index(index: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Row pointers of the stably sorted ``index`` and the permutation that sorts it (None if it is sorted)."""
     perm = None
     if index.numel() > 1 and not bool((index[1:] >= index[:-1]).all()):
@@ -100,7 +100,7 @@ class _Pattern:
         if self._transpose is None:
             with _LOCK:  # a CUDA backward runs in another thread than the forward
                 if self._transpose is None:
-                    crow, perm = _compress(self.col, self.num_src, self.index_dtype)
+                    crow, perm = compress_index(self.col, self.num_src, self.index_dtype)
                     col = self.row if perm is None else self.row.index_select(0, perm)
                     perm = None if perm is None else perm.to(self.index_dtype)
                     self._transpose = (crow, col, perm)
@@ -306,7 +306,7 @@ def _from_edges(
     _check_range(dst, num_dst, "destination", "num_dst")
     _check_range(src, num_src, "source", "num_src")
     fits = max(src.numel(), num_dst + 1, num_src) <= _INT32_MAX
-    crow, perm = _compress(dst.contiguous(), num_dst, torch.int32 if fits else torch.int64)
+    crow, perm = compress_index(dst.contiguous(), num_dst, torch.int32 if fits else torch.int64)
     return _Pattern(crow, src.clone() if perm is None else src.index_select(0, perm), num_src, perm)
 
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from graphlossy.autograd._once import once_differentiable
 from graphlossy.autograd._ops import define
-from graphlossy.autograd._packed import Meta, Packed, check_bits, row_blocks
+from graphlossy.autograd._packed import Meta, Packed, check_bits, draw_seed, row_blocks
 from graphlossy.autograd.norm import grad_block, normalized_recipe, pack_normalized, rows_of, wide
 from graphlossy.autograd.recipe import attach
 
@@ -202,6 +202,8 @@ def layer_norm(
     batch = None if mode == "node" else batch
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     if bits is None or not wanted or x.numel() == 0:
+        if bits is not None:
+            draw_seed()  # as with gradients
         return _plain(x, weight, bias, eps, mode, batch, batch_size)
     out, *kept = _LayerNorm.apply(x, weight, bias, eps, mode, batch, batch_size, bits, group_size)
     return attach(out, normalized_recipe(kept, x, weight, bias, bits, group_size))

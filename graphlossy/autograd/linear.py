@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from graphlossy.autograd._once import once_differentiable
 from graphlossy.autograd._ops import define
-from graphlossy.autograd._packed import Meta, check_bits
+from graphlossy.autograd._packed import Meta, check_bits, draw_seed
 from graphlossy.autograd.recipe import Layout, Recipe, keep
 
 __all__ = ["linear", "weight_grad"]
@@ -120,6 +120,8 @@ def linear(
         )
     wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
     if bits is None or not wanted or not torch.is_grad_enabled():
+        if bits is not None and weight.requires_grad:
+            draw_seed()  # as with gradients
         return F.linear(x, weight, bias)
     if not weight.requires_grad:
         layout = Layout(Meta(0, group_size, False, (0, 0), x.dtype), 0, ())

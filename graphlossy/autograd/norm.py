@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from graphlossy.autograd._once import once_differentiable
 from graphlossy.autograd._ops import define
 from graphlossy.autograd._packed import Meta, Packed, block_rows, check_bits, draw_seed, pack_tensor, row_blocks
 from graphlossy.autograd.dropout import keep_scale
@@ -217,6 +217,8 @@ def batch_norm(
     check_batch(x, training)
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     if bits is None or not training or not wanted or x.numel() == 0:
+        if bits is not None and training:
+            draw_seed()  # as with gradients
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     arguments = (x, weight, bias, running_mean, running_var, momentum, eps, bits, group_size)
     out, *kept = _BatchNorm.apply(*arguments)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from graphlossy.autograd._packed import Meta, Packed, pack, row_blocks
+from graphlossy.autograd._packed import Meta, Packed, draw_seed, pack, row_blocks
 
 __all__ = ["Recipe", "attach", "keep", "recipe_of", "reference"]
 
@@ -115,13 +115,15 @@ def keep(x: Tensor, bits: int, group_size: int = 256) -> Recipe:
     """How to have ``x`` [..., D], as rows [N, D], again in the backward pass, at the least cost.
 
     A recipe that came with it; a reference if it needs no gradient or is a leaf, since it then lives anyway; otherwise
-    a low-bit copy, which is left on ``x`` so that a second layer with the same input shares it.
+    a low-bit copy, which is left on ``x`` so that a second layer with the same input shares it. One seed is drawn in
+    every case.
     """
+    seed = draw_seed()
     recipe = recipe_of(x)
     if recipe is not None:
         return recipe
     if not x.requires_grad or (not torch.compiler.is_compiling() and x.is_leaf):
         return reference(x, group_size)
-    recipe = Recipe(pack(x.detach().reshape(-1, x.shape[-1]), bits, group_size))
+    recipe = Recipe(pack(x.detach().reshape(-1, x.shape[-1]), bits, group_size, seed=seed))
     attach(x, recipe)
     return recipe

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from graphlossy.autograd._packed import check_bits
+from graphlossy.autograd._once import once_differentiable
+from graphlossy.autograd._packed import check_bits, draw_seed
 from graphlossy.autograd.linear import weight_grad
 from graphlossy.autograd.recipe import keep
 
@@ -60,6 +60,8 @@ def identity_linear(
     """
     check_bits(bits)
     if bits is None or not torch.is_grad_enabled() or not weight.requires_grad:
+        if bits is not None and weight.requires_grad:
+            draw_seed()  # as with gradients
         return _identity_linear(x, weight, beta, scale)
     recipe = keep(x, bits, group_size)
     return _IdentityLinear.apply(x, weight, beta, scale, recipe.layout, *recipe.tensors)
@@ -103,6 +105,8 @@ def scaled_self(aggregated: Tensor, x: Tensor, eps: Tensor, *, bits: int | None 
     """
     check_bits(bits)
     if bits is None or not torch.is_grad_enabled() or not eps.requires_grad:
+        if bits is not None and eps.requires_grad:
+            draw_seed()  # as with gradients
         return aggregated + (1 + eps) * x
     recipe = keep(x, bits, group_size)
     return _ScaledSelf.apply(aggregated, x, eps, recipe.layout, *recipe.tensors)

@@ -5,20 +5,21 @@ For out = A x the gradients are
     dx = A^T dout              (needs only the graph)
     dA[i, j] = <dout[i], x[j]> (needs the dense operand, and only if the edge weights are trained)
 
-so nothing dense is kept for fixed weights; torch_sparse keeps x always. For trained weights x is kept in ``bits`` bits
-and the weight gradient is a sampled product computed in chunks of edges, never an E x C tensor. It is linear in x, so
-unbiased rounding leaves it unbiased.
+so nothing dense is kept for fixed weights; torch_sparse keeps x always. dx is linear in dout, and its own gradient is
+the product with A again: fixed weights allow any number of derivatives, trained ones the first only. For trained
+weights x is kept in ``bits`` bits and the weight gradient is a sampled product computed in chunks of edges, never an
+E x C tensor. It is linear in x, so unbiased rounding leaves it unbiased.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from graphlossy.autograd import _ops
-from graphlossy.autograd._packed import Packed, pack
-from graphlossy.autograd.graph import CSRGraph
+from graphlossy.autograd._once import once_differentiable
+from graphlossy.autograd._packed import Packed, draw_seed, pack
+from graphlossy.autograd.graph import CSRGraph, compress_index
 from graphlossy.autograd.graph_cache import GraphCache, cached_graph, clear_graph_cache
 
 __all__ = ["CSRGraph", "GraphCache", "cached_graph", "clear_graph_cache", "spmm"]
@@ -33,10 +34,29 @@ class _FixedSpMM(torch.autograd.Function):
         return _ops.spmm(crow, col, values, x, mean)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         crow_t, col_t, values_t = ctx.saved_tensors
-        return _ops.spmm(crow_t, col_t, values_t, grad, False), *[None] * 7
+        return _Product.apply(grad, crow_t, col_t, values_t), *[None] * 7
+
+
+class _Product(torch.autograd.Function):
+    """B x that can be differentiated any number of times; B is transposed (edges sorted) only if it is."""
+
+    @staticmethod
+    def forward(ctx, x, crow, col, values):
+        ctx.num_columns = x.size(0)
+        ctx.save_for_backward(crow, col, values)
+        return _ops.spmm(crow, col, values, x, False)
+
+    @staticmethod
+    def backward(ctx, grad):
+        crow, col, values = ctx.saved_tensors
+        crow_t, perm = compress_index(col, ctx.num_columns, col.dtype)
+        nodes = torch.arange(crow.numel() - 1, dtype=col.dtype, device=col.device)
+        row = torch.repeat_interleave(nodes, crow.diff(), output_size=col.numel())
+        if perm is not None:
+            row, values = row.index_select(0, perm), values.index_select(0, perm)
+        return _Product.apply(grad, crow_t, row, values), None, None, None
 
 
 class _WeightedSpMM(torch.autograd.Function):
@@ -123,5 +143,7 @@ def spmm(graph: CSRGraph, x: Tensor, reduce: str = "sum", *, bits: int | None = 
             values_t = graph.values(x.dtype, transposed=True, mean=mean)
             out = _FixedSpMM.apply(flat, graph.crow, graph.col, values, crow_t, col_t, values_t, mean)
         else:
+            if graph.edge_weight is not None and bits is not None:
+                draw_seed()  # as with gradients
             out = _ops.spmm(graph.crow, graph.col, values, flat, mean)
     return out if x.dim() == 2 else out.view(-1, *shape)

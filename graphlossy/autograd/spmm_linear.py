@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from graphlossy.autograd import _ops
+from graphlossy.autograd._once import once_differentiable
 from graphlossy.autograd._packed import check_bits, pack
 from graphlossy.autograd.graph import CSRGraph
 from graphlossy.autograd.linear import linear, weight_grad

@@ -10,6 +10,10 @@ A full-batch GCN that keeps 3.125 bits per hidden element instead of PyG's 136:
 >>> x, edge_index = torch.randn(10, 16), torch.randint(10, (2, 40))
 >>> conv2(act(conv1(x, edge_index)), edge_index).shape
 torch.Size([10, 4])
+
+In training these layers have first derivatives only: low-bit copies say nothing of the second, and a double backward
+through them raises ``RuntimeError``. For a gradient penalty take ``bits=None`` in GCNConv, SAGEConv, GCN2Conv or
+GINConv with torch's own activations between them, or PyG's layers under ``graphlossy.compress``.
 """
 
 from __future__ import annotations

@@ -70,6 +70,6 @@ class BatchNorm(torch_geometric.nn.BatchNorm):
 
 
 def takes_batch_statistics(module: torch_geometric.nn.BatchNorm, x: Tensor) -> bool:
-    """Whether ``x`` [N, C] is normalised by its own statistics in training, with gradients recorded."""
+    """Whether ``x`` [N, C] is normalised by its own statistics."""
     single = module.allow_single_element and x.size(0) <= 1
-    return module.training and not single and x.dim() == 2 and torch.is_grad_enabled()
+    return module.training and not single and x.dim() == 2

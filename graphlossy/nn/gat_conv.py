@@ -14,7 +14,7 @@ from graphlossy.autograd import CSRGraph, gat_attention
 from graphlossy.autograd._packed import check_bits
 from graphlossy.autograd.graph import plain_tensor
 from graphlossy.nn._adjacency import derived_graph, needs_pyg, num_destinations
-from graphlossy.nn.linear import lossy_linear
+from graphlossy.nn.linear import is_plain_linear, lossy_linear, materialize
 
 __all__ = ["GATConv"]
 
@@ -112,6 +112,10 @@ class GATConv(torch_geometric.nn.GATConv):
         if self.add_self_loops and not isinstance(edge_index, CSRGraph):
             edge_attr = cast(Tensor, self._loops(edge_index, edge_attr, loops)[1])
         edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
+        materialize(self.lin_edge, edge_attr)
+        if not is_plain_linear(self.lin_edge):
+            edges = self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
+            return (edges * self.att_edge).sum(dim=-1)
         weight = self.lin_edge.weight.view(self.heads, self.out_channels, -1)
         return edge_attr @ (weight * self.att_edge.view(self.heads, self.out_channels, 1)).sum(1).t()
 
@@ -127,6 +131,7 @@ class GATConv(torch_geometric.nn.GATConv):
         special = return_attention_weights is not None or (sparse and self.edge_dim is not None)
         if special or needs_pyg(self, edge_index) or self.aggr not in ("add", "sum"):
             return super().forward(x, edge_index, edge_attr, size, return_attention_weights)
+        self._materialize(x)
         h_src, h_dst, root = self._transform(x)
         graph = self._graph(h_src.size(0), num_destinations(self, h_dst, size), edge_index, size)
         scores = None
@@ -151,6 +156,14 @@ class GATConv(torch_geometric.nn.GATConv):
         if self.bias is None:
             return out
         return out.add_(self.bias) if out.dtype is self.bias.dtype else out + self.bias
+
+    def _materialize(self, x: Tensor | tuple[Tensor, Tensor | None]) -> None:
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        if self.res is not None and target is not None:
+            materialize(self.res, target)
+        for lin, features in ((self.lin, source), (self.lin_src, source), (self.lin_dst, target)):
+            if lin is not None and features is not None:
+                materialize(lin, features)
 
     def _transform(self, x: Tensor | tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(h_src, h_dst, input of the skip connection); h_dst is h_src for a plain graph."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import torch
 import torch_geometric.nn
 from torch import Tensor
 
 from graphlossy.autograd import linear
 from graphlossy.autograd._packed import check_bits
 
-__all__ = ["Linear", "lossy_linear"]
+__all__ = ["Linear", "is_plain_linear", "lossy_linear", "materialize"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Linear(torch_geometric.nn.Linear):
@@ -51,6 +56,22 @@ class Linear(torch_geometric.nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias, bits=self.bits if self.training else None)
+
+
+def is_plain_linear(module: torch.nn.Module) -> bool:
+    """Whether calling ``module`` does no more than its weight and bias say.
+
+    Not if it has hooks (pruning, weight norm, lazy initialisation) or has been replaced, as by an adapter; a
+    parametrized weight is computed where it is read.
+    """
+    own = getattr(type(module), "forward", None) in (Linear.forward, torch_geometric.nn.Linear.forward)
+    return own and "forward" not in vars(module) and not any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def materialize(module: torch.nn.Module, x: Tensor) -> None:
+    """Let a lazy layer draw its weights for input ``x`` now: before any rounding seed, as in PyG's layers."""
+    if isinstance(getattr(module, "weight", None), torch.nn.UninitializedParameter) and hasattr(module, "_hook"):
+        cast(Any, module).initialize_parameters(module, (x,))
 
 
 def lossy_linear(module: torch_geometric.nn.Linear, bits: int | None) -> Linear:

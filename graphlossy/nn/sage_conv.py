@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 import torch_geometric.nn
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch_geometric.typing import OptPairTensor
 from graphlossy.autograd import CSRGraph, relu, spmm, spmm_linear
 from graphlossy.autograd._packed import check_bits
 from graphlossy.nn._adjacency import needs_pyg, node_graph, num_destinations
-from graphlossy.nn.linear import lossy_linear
+from graphlossy.nn.linear import is_plain_linear, lossy_linear, materialize
 
 __all__ = ["SAGEConv"]
 
@@ -41,6 +40,7 @@ class SAGEConv(torch_geometric.nn.SAGEConv):
         [N_dst, N_src] or a :class:`~graphlossy.autograd.CSRGraph` -> [N_dst, C]
 
     Example:
+        >>> import torch
         >>> conv = SAGEConv((16, 4), 8, bits=2)
         >>> conv((torch.randn(3, 16), torch.randn(2, 4)), torch.tensor([[0, 2], [1, 0]])).shape
         torch.Size([2, 8])
@@ -85,14 +85,19 @@ class SAGEConv(torch_geometric.nn.SAGEConv):
         if needs_pyg(self, edge_index) or self.aggr not in ("add", "sum", "mean"):
             return super().forward(x, edge_index, size)
         x = (x, x) if isinstance(x, Tensor) else x
+        materialize(self.lin_l, x[0])
+        if self.root_weight and x[1] is not None:
+            materialize(self.lin_r, x[1])
         source = relu(self.lin(x[0])) if self.project else x[0]
         graph = self._graph((source, x[1]), edge_index, size)
         bits = self.bits if self.training else None
-        if isinstance(self.lin_l.weight, torch.nn.UninitializedParameter) or bits is None:
+        if bits is None or not is_plain_linear(self.lin_l):
             out = self.lin_l(spmm(graph, source, self.aggr))
         else:
             out = spmm_linear(graph, source, self.lin_l.weight, self.lin_l.bias, self.aggr, bits=bits)
         if self.root_weight and x[1] is not None:
             root = self.lin_r(x[1])
-            out = out.add_(root) if out.dtype is root.dtype else out + root
+            # Hooks may have kept the output of lin_l: it is theirs then.
+            own = is_plain_linear(self.lin_l) and out.dtype is root.dtype
+            out = out.add_(root) if own else out + root
         return F.normalize(out, p=2.0, dim=-1) if self.normalize else out

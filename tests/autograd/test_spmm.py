@@ -152,3 +152,32 @@ def test_errors(x: Tensor, reduce: str, kind: type, message: str) -> None:
     graph = CSRGraph(torch.tensor([[0], [1]]), None, 5)
     with pytest.raises(kind, match=message):
         spmm(graph, x, reduce)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("shape", [(9, 13), (13, 9)])
+def test_second_and_third_derivatives(reduce: str, shape: tuple[int, int], edges: Callable[..., Tensor]) -> None:
+    num_dst, num_src = shape
+    edge_index, weight = edges(num_src, 40, num_dst), torch.rand(40, dtype=torch.float64)
+    graph = CSRGraph(edge_index, weight, num_dst, num_src)
+    x = torch.randn(num_src, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: spmm(graph, x, reduce).sin(), x)
+
+    def third(product: Callable[[Tensor], Tensor]) -> Tensor:
+        value = product(x).pow(4).sum()
+        for _ in range(3):
+            (grad,) = torch.autograd.grad(value, x, create_graph=True)
+            value = grad.square().sum()
+        return grad
+
+    expected = third(lambda x: reference(edge_index, weight, x, num_dst, reduce == "mean"))
+    torch.testing.assert_close(third(lambda x: spmm(graph, x, reduce)), expected)
+
+
+def test_trained_weights_have_first_derivatives_only(edges: Callable[..., Tensor]) -> None:
+    graph = CSRGraph(edges(9, 40), torch.rand(40, requires_grad=True), 9)
+    x = torch.randn(9, 3, requires_grad=True)
+    # even where the incoming gradient is a constant: the weights' share would silently be missing
+    (grad,) = torch.autograd.grad(spmm(graph, x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        grad.square().sum().backward()
