@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
 from typing import Any, overload
 
 import torch
@@ -45,11 +48,13 @@ class _Settings:
     def __reduce__(self) -> tuple[Any, ...]:
         return _Settings, self._given
 
-    def session(self, ledger: Ledger, root: nn.Module | None) -> tuple[ModuleStack, Session]:
-        modules = ModuleStack(root, self.router)
+    def session(
+        self, ledger: Ledger, root: nn.Module | None, is_over: Callable[[], bool]
+    ) -> tuple[ModuleStack, Session]:
+        modules = ModuleStack(root, self.router, is_over)
         seed = _peek_seed() if self.seed is None else self.seed + self.passes
         self.passes += 1
-        return modules, Session(self.policy, ledger, modules, seed)
+        return modules, Session(self.policy, ledger, modules, seed, is_over)
 
 
 def _peek_seed() -> int:
@@ -59,26 +64,52 @@ def _peek_seed() -> int:
     return int(torch.randint(2**63 - 1, (), generator=generator))
 
 
-class _Pass:
-    """One entered forward pass."""
+class _Call:
+    """A model's call under way, by its Python frame; None for a ``with`` block, whose end is never missed."""
 
-    def __init__(self, settings: _Settings, ledger: Ledger, root: nn.Module | None) -> None:
-        self._settings = settings
-        self._modules, self._session = settings.session(ledger, root)
+    def __init__(self, frame: FrameType | None) -> None:
+        self.frame = frame
+
+    def is_over(self) -> bool:
+        """Whether the call has ended without running its forward hooks, as torch lets a KeyboardInterrupt do."""
+        if self.frame is None:
+            return False
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame is self.frame:
+                return False
+            frame = frame.f_back
+        return True
+
+
+class _Pass:
+    """One entered forward pass.
+
+    Args:
+        settings: of the call of ``compress``.
+        ledger: to fill.
+        root: the model whose call this is; None for a ``with`` block.
+        caller: the Python frame of that call.
+    """
+
+    def __init__(self, settings: _Settings, ledger: Ledger, root: nn.Module | None, caller: FrameType | None) -> None:
+        self._settings, self.call = settings, _Call(caller)
+        self._modules, self._session = settings.session(ledger, root, self.call.is_over)
         self._compiled = root is not None and is_compiled(root)
 
     def __enter__(self) -> None:
         if self._compiled:
             self._session.enter_compiled()
-        else:
-            self._modules.__enter__()
         self._session.__enter__()
+        if not self._compiled:
+            self._modules.__enter__()
 
     def __exit__(self, *exc: Any) -> None:
         try:
             self._session.__exit__(*exc)
         finally:
             self._modules.__exit__(*exc)
+            self.call.frame = None  # it holds the arguments
             if self._settings.seed is None:
                 # One draw, so that the next pass rounds differently even if nothing else draws.
                 torch.randint(2, ())
@@ -97,7 +128,7 @@ class _Context:
         if self._measure_peak:
             ledger.start_peak(PeakMeter())
         # Without gradients nothing is saved, so there is nothing to do.
-        forward = _Pass(self._settings, ledger, None) if torch.is_grad_enabled() else None
+        forward = _Pass(self._settings, ledger, None, None) if torch.is_grad_enabled() else None
         if forward is not None:
             forward.__enter__()
         self._entered.append(forward)
@@ -118,7 +149,13 @@ class _Switch:
         self.settings = settings
         self.ledger = Ledger()
         self._measure_peak = measure_peak
-        self._entered: list[_Pass | None] = []
+        self._local = threading.local()
+
+    @property
+    def _entered(self) -> list[_Pass | None]:
+        """The calls under way in this thread; None for those that are not compressed."""
+        entered: list[_Pass | None] = self._local.__dict__.setdefault("entered", [])
+        return entered
 
     def attach(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self.before, prepend=True)
@@ -127,13 +164,14 @@ class _Switch:
     def before(self, model: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
             return
+        self.drop_interrupted()
         if not model.training or not torch.is_grad_enabled() or self._entered:
             self._entered.append(None)
             return
         self.ledger.clear()
         if self._measure_peak:
             self.ledger.start_peak(PeakMeter())
-        forward = _Pass(self.settings, self.ledger, model)
+        forward = _Pass(self.settings, self.ledger, model, sys._getframe(1))
         forward.__enter__()
         self._entered.append(forward)
 
@@ -143,6 +181,16 @@ class _Switch:
         forward = self._entered.pop() if self._entered else None
         if forward is not None:
             forward.__exit__(None, None, None)
+
+    def drop_interrupted(self) -> None:
+        """Ends calls that were interrupted (Ctrl-C), whose forward hooks torch did not run."""
+        entered = self._entered
+        over = next((i for i, forward in enumerate(entered) if forward is not None and forward.call.is_over()), None)
+        if over is not None:
+            for forward in reversed(entered[over:]):
+                if forward is not None:
+                    forward.__exit__(KeyboardInterrupt, None, None)
+            del entered[over:]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copied or pickled model is switched too, with a ledger and a cache of its own.
@@ -194,7 +242,8 @@ def compress(
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: ``bits`` or ``budget`` is not allowed; during training, when the budget cannot be met.
+        ValueError: ``bits`` or ``budget`` is not allowed, or the model was compiled in place; during training, when the
+            budget cannot be met.
 
     Example:
         >>> import graphlossy
@@ -217,6 +266,11 @@ def compress(
         return _Context(settings, measure_peak)
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress takes a torch.nn.Module, or keyword arguments only; got {type(model).__name__}")
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise ValueError(
+            "model was compiled in place by model.compile(), which compiles the hooks that compress needs too; use "
+            "model = torch.compile(model), then graphlossy.compress(model)"
+        )
     if _switch_of(model) is not None:
         restore(model)
     switch = _Switch(settings, measure_peak)
@@ -228,6 +282,9 @@ def restore(model: nn.Module) -> nn.Module:
     """Switches compression off again; returns the model. Nothing happens to a model that is not switched on."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore takes a torch.nn.Module; got {type(model).__name__}")
+    switch = _switch_of(model)
+    if switch is not None:
+        switch.drop_interrupted()
     for hooks, options in (
         (model._forward_pre_hooks, [model._forward_pre_hooks_with_kwargs]),
         (model._forward_hooks, [model._forward_hooks_with_kwargs, model._forward_hooks_always_called]),

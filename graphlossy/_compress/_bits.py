@@ -142,14 +142,14 @@ class BudgetPolicy(BitPolicy):
             return
         pending, self._pending = self._pending, []
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.is_floating_point():
+            if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_leaf:
                 tensor.register_hook(_Gradient(pending))
 
     def end(self) -> None:
         if self._total > self.budget:
             raise ValueError(
-                f"budget={format_bytes(self.budget)} cannot be met: this forward pass saves "
-                f"{format_bytes(self._total)} with every tensor at its lowest width (1 bit; masks and exact tensors "
+                f"budget={format_bytes(self.budget)} cannot be met: this forward pass saves {self._total} bytes "
+                f"({format_bytes(self._total)}) with every tensor at its lowest width (1 bit; masks and exact tensors "
                 "included). Give at least that, or use smaller batches or layers"
             )
 

@@ -21,11 +21,14 @@ class ModuleStack:
     Args:
         root: the model whose names are used; None takes the first module that is called.
         router: sends PyG's convolutions to their sparse product; None leaves them alone.
+        is_over: whether the pass has ended without anybody saying so; nothing is done from then on.
     """
 
-    def __init__(self, root: nn.Module | None = None, router: Router | None = None) -> None:
-        self._names = _names_of(root) if root is not None else None
-        self._router = router
+    def __init__(
+        self, root: nn.Module | None = None, router: Router | None = None, is_over: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._root, self._names = root, _names_of(root) if root is not None else None
+        self._router, self._is_over = router, is_over
         self._stack: list[tuple[nn.Module, str, Any]] = []
         self._thread = threading.get_ident()
         self._handles: list[Any] = []
@@ -37,6 +40,8 @@ class ModuleStack:
     def __enter__(self) -> ModuleStack:
         self._thread = threading.get_ident()
         self._set_hooks()
+        if self._root is not None:  # its own call is under way already
+            self._push(self._root, ())
         return self
 
     def _set_hooks(self) -> None:
@@ -62,12 +67,13 @@ class ModuleStack:
 
     def replace(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a torch call that is carried out in another way here, or None."""
-        if self._router is None:
+        # Inside a checkpointed region the recomputation, which is not seen here, must save the same tensors.
+        if self._router is None or not self.hooks_in_force():
             return None
         return self._router.replace(self._stack[-1][0] if self._stack else None, name, args, kwargs)
 
     def _push(self, module: nn.Module, args: Any) -> None:
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread or self._is_over():
             return
         if is_compiled(module):
             self._step_aside(module)
@@ -82,7 +88,6 @@ class ModuleStack:
         self._stack.append((module, name, undo))
 
     def _pop(self, module: nn.Module, args: Any, out: Any) -> None:
-        # The model that carries the switch ends here too, but began before these hooks were set.
         if threading.get_ident() == self._thread and self._stack and self._stack[-1][0] is module:
             self._leave()
             if self._router is not None:

@@ -124,7 +124,8 @@ class Router:
             out = self._fused(module, edge_index, size, kwargs)
             if out is None:
                 out = plain(edge_index, size=size, **kwargs)
-            self._recent.append((propagate, weakref.ref(out)))
+            if isinstance(module.aggr, str) and module.aggr in _SUMS:  # max and the like save their result
+                self._recent.append((propagate, weakref.ref(out)))
             return out
 
         vars(module)["propagate"] = propagate

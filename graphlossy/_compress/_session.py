@@ -7,6 +7,7 @@ and store it as the operation's rule says. The operations and their backward for
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphlossy._compress._bits import BitPolicy
 from graphlossy._compress._codecs import (
+    Alive,
     Kept,
     LowBit,
     Narrowed,
@@ -32,8 +34,9 @@ from graphlossy._compress._codecs import (
     dense_order,
     squeeze_expanded,
 )
+from graphlossy._compress._frames import COMPILED, OUTSIDE, UNKNOWN, Frame, frame_of
 from graphlossy._compress._modules import ModuleStack
-from graphlossy._compress._rules import COMPILED, FUNCTION, Rule, op_name, rule_for
+from graphlossy._compress._rules import op_name, rule_for
 from graphlossy.core import narrow_index
 from graphlossy.core.ledger import Ledger, Record
 
@@ -51,23 +54,11 @@ _VIEWS_OF_PARAMETERS = frozenset(
 )
 
 
-class Frame(NamedTuple):
-    """The torch call that is running."""
-
-    name: str
-    rule: Rule
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-_OUTSIDE = Frame("function", FUNCTION, (), {})
-_COMPILED = Frame("compiled", COMPILED, (), {})
-
-
 class _Gathered(NamedTuple):
     """``out = source.index_select(0, rows)``."""
 
     storage: StorageWeakRef
+    numel: int
     version: int
     source: weakref.ref[Tensor]
     source_version: int
@@ -82,14 +73,17 @@ class Session(TorchFunctionMode):
         ledger: receives one record per saved tensor.
         modules: knows which module's forward is running.
         seed: start of the counter-based rounding noise.
+        is_over: whether the pass has ended without anybody saying so; nothing is done from then on.
     """
 
-    def __init__(self, policy: BitPolicy | None, ledger: Ledger, modules: ModuleStack, seed: int) -> None:
+    def __init__(
+        self, policy: BitPolicy | None, ledger: Ledger, modules: ModuleStack, seed: int, is_over: Callable[[], bool]
+    ) -> None:
         super().__init__()
         self.policy, self.ledger, self.modules = policy, ledger, modules
-        self._seed = seed
+        self._seed, self._is_over = seed, is_over
         self._count, self._turn = 0, Turn()
-        self._frame = _OUTSIDE
+        self._frame = OUTSIDE
         self._entered = self._paused = False
         self._made_here: dict[int, StorageWeakRef] = {}
         self._gathers: dict[int, _Gathered] = {}
@@ -127,18 +121,20 @@ class Session(TorchFunctionMode):
         if self._entered:
             super().__exit__(None, None, None)
         self._paused = True
-        self._frame = _COMPILED
+        self._frame = COMPILED
 
     def leave_compiled(self) -> None:
         """Compiled code is over."""
         self._paused = False
-        self._frame = _OUTSIDE
+        self._frame = OUTSIDE
         super().__enter__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # traced into a compiled function inside the model
+            return func(*args, **kwargs)
         name = op_name(func)
-        if name == "get":  # attributes such as .shape
+        if name == "get" or self._is_over():  # attributes such as .shape
             return func(*args, **kwargs)
         outer = self._frame
         self._frame = Frame(name, rule_for(name, args), args, kwargs)
@@ -167,8 +163,8 @@ class Session(TorchFunctionMode):
 
         It may be detached later, or saved by a user's function, in which nothing has a gradient.
         """
-        if out.layout == torch.strided and not out._is_view():
-            storage = out.untyped_storage()
+        storage = None if out._is_view() else _storage(out)
+        if storage is not None:
             address = storage.data_ptr()
             # detach(), in-place operations and no-op casts give back the storage that they were given.
             if not any(_address(a) == address for a in args[:2]):
@@ -176,25 +172,29 @@ class Session(TorchFunctionMode):
 
     def _note_gathered(self, out: Tensor, args: tuple[Any, ...]) -> None:
         """Remembers rows gathered from a smaller tensor: PyG's messages x_j, which can be gathered again."""
-        if len(args) == 3 and args[1] in (0, -args[0].dim()) and out.numel() > args[0].numel() and out.is_contiguous():
-            storage = out.untyped_storage()
-            gathered = _Gathered(StorageWeakRef(storage), out._version, weakref.ref(args[0]), args[0]._version, args[2])
-            self._gathers[storage.data_ptr()] = gathered
+        if len(args) != 3 or args[1] not in (0, -args[0].dim()) or out.numel() <= args[0].numel():
+            return
+        storage, source, rows = _storage(out), args[0], args[2]
+        if storage is not None and out.is_contiguous() and not source.is_inference() and not rows.is_inference():
+            made = StorageWeakRef(storage), out.numel(), out._version
+            self._gathers[storage.data_ptr()] = _Gathered(*made, weakref.ref(source), source._version, rows)
 
     # -- the hooks --------------------------------------------------------------------------------------------------
 
     def _pack(self, t: Tensor) -> Any:
-        frame = self._frame
+        frame = self._frame if self._frame is not OUTSIDE else frame_of(sys._getframe(1))
         with torch._C.DisableTorchFunction():
-            if t.layout != torch.strided or t.numel() == 0 or _lives_anyway(t):
+            if _storage(t) is None or t.numel() == 0 or self._is_over():
                 return t
+            if _lives_anyway(t):
+                return Alive(t)
             if frame.name == "sparse_mm" and t.dim() == 1:  # the cached graph's own arrays
-                return t
-            if frame is _COMPILED:
+                return Alive(t)
+            if frame is COMPILED:
                 if t.grad_fn is not None and t.grad_fn.name() != "CompiledFunctionBackward":
-                    return t  # handed in: the activation before the compiled part
+                    return Alive(t)  # handed in: the activation before the compiled part
             elif t.grad_fn is None and self._is_input(t, frame):
-                return t
+                return Alive(t)
             small = squeeze_expanded(t) if 0 in t.stride() else t
             if self.policy is None:
                 return self._keep(t, small, frame)
@@ -210,11 +210,17 @@ class Session(TorchFunctionMode):
 
     def _is_input(self, t: Tensor, frame: Frame) -> bool:
         """Whether ``t``, which needs no gradient, was handed in from outside (and so lives whatever we do)."""
+        if self._was_made_here(t):
+            return False
+        if frame in (OUTSIDE, UNKNOWN):
+            return True
+        address = _address(t)
+        return any(_address(a) == address for a in (*frame.args, *frame.kwargs.values()))
+
+    def _was_made_here(self, t: Tensor) -> bool:
         address = _address(t)
         made = None if address is None else self._made_here.get(address)
-        if made is not None and not made.expired():
-            return False
-        return frame is _OUTSIDE or any(_address(a) == address for a in (*frame.args, *frame.kwargs.values()))
+        return made is not None and not made.expired()
 
     def _store(self, t: Tensor, small: Tensor, frame: Frame, policy: BitPolicy) -> Stored:
         """Stores ``t`` by the rule of the operation that saves it; ``small`` is ``t`` without expanded dimensions."""
@@ -226,7 +232,8 @@ class Session(TorchFunctionMode):
         if t.dtype == torch.int64 and narrow_index(small).dtype == torch.int32:
             return share("narrowed", 32, "exact", lambda flat: Narrowed(narrow_index(flat)))
         # What compiled code both returns and saves may be a log-softmax.
-        returned = frame is _COMPILED and t.grad_fn is not None
+        returned = frame is COMPILED and t.grad_fn is not None
+        returned |= frame is UNKNOWN and t.grad_fn is not None and "Softmax" in t.grad_fn.name()
         if not t.is_floating_point() or rule.kind == "exact" or returned:
             return self._keep(t, small, frame)
         if rule.values is not None:
@@ -243,7 +250,7 @@ class Session(TorchFunctionMode):
         if again is not None:
             return again
         bits = policy.bits(self.modules.name, frame.name, rule.min_bits)
-        unknown = frame is _OUTSIDE or frame is _COMPILED
+        unknown = frame in (OUTSIDE, COMPILED, UNKNOWN)
         kind = ZerosKept if unknown and ZerosKept.fits(small) else LowBit
         return share("quantized", bits, rule.gradient, lambda flat: kind(flat, bits, self._next_seed()), (kind,))
 
@@ -253,13 +260,18 @@ class Session(TorchFunctionMode):
         source = made.source() if made is not None and not made.storage.expired() else None
         if made is None or source is None or small.data_ptr() != t.data_ptr() or t._version != made.version:
             return None
+        if small.numel() != made.numel:  # a slice of them
+            return None
         if source._version != made.source_version or not small.is_contiguous() or _lives_anyway(source):
             return None
         plain = self._plain_bytes(t)
-        stored = self._store(source, source, frame, policy)
+        given = source.grad_fn is None and not self._was_made_here(source)
+        stored = Alive(source) if given else self._store(source, source, frame, policy)
         payload = Regathered(stored, self._pack(made.rows))
-        bits = stored.payload.bits if isinstance(stored.payload, LowBit) else 8.0 * t.element_size()
-        self._enter(t, frame, plain, 0, bits, frame.rule.gradient, "gathered", None)
+        low = stored.payload if isinstance(stored, Stored) else None
+        exact = 8.0 * t.element_size(), "exact"
+        bits, gradient = (low.bits, frame.rule.gradient) if isinstance(low, LowBit) else exact
+        self._enter(t, frame, plain, 0, bits, gradient, "gathered", None)
         return Stored(payload, tuple(range(small.dim())), tuple(small.shape), tuple(t.shape), self._turn)
 
     def _keep(self, t: Tensor, small: Tensor, frame: Frame) -> Stored:
@@ -275,7 +287,7 @@ class Session(TorchFunctionMode):
         flat, order = dense_order(small)
         # Views of one dense block share it whatever their shape; the version tells an in-place change.
         layout = None if flat.data_ptr() == small.data_ptr() else (tuple(small.shape), tuple(small.stride()))
-        key = (how, *form, small.data_ptr(), small.numel(), layout, small.dtype, small._version)
+        key = (how, *form, small.data_ptr(), small.numel(), layout, small.dtype, small.is_neg(), small._version)
         plain = self._plain_bytes(t)
         known, storage = self._payloads.get(key, (None, None))
         # The address may belong to another tensor by now.
@@ -313,27 +325,33 @@ class Session(TorchFunctionMode):
             self.policy.stored(owner, entry, frame.rule.min_bits, self._next_seed)
 
 
+def _storage(value: Any) -> torch.UntypedStorage | None:
+    """The memory of a dense tensor; None for anything else, and for tensors that only wrap or stand for others."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
+        return None
+    try:
+        storage = value.untyped_storage()
+        storage.data_ptr()
+    except (RuntimeError, NotImplementedError):  # PyG's EdgeIndex, torch.vmap
+        return None
+    return storage
+
+
 def _address(value: Any) -> int | None:
     """Where the storage of a dense tensor begins; None for anything else."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return None
-    return value.untyped_storage().data_ptr()
+    storage = _storage(value)
+    return None if storage is None else storage.data_ptr()
 
 
 def _unpack(stored: Any) -> Tensor:
-    return stored.unpack() if isinstance(stored, Stored) else stored
+    return stored.unpack() if isinstance(stored, (Stored, Alive)) else stored
 
 
 def _worth_rounding(small: Tensor, frame: Frame) -> bool:
     if small.dim() < 2 or small.numel() < MIN_CHANNELS * small.shape[0]:
         return False
-    rule = frame.rule
-    if rule.rounds is not None and not rule.rounds(small, frame.args):
-        return False
-    return not any(
-        i < len(frame.args) and isinstance(frame.args[i], Tensor) and frame.args[i].data_ptr() == small.data_ptr()
-        for i in rule.exact_args
-    )
+    rounds = frame.rule.rounds
+    return rounds is None or rounds(small, frame.args, frame.kwargs)
 
 
 def _lives_anyway(t: Tensor) -> bool:

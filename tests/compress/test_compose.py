@@ -184,7 +184,7 @@ def test_no_memory_is_leaked_from_step_to_step(x):
     for _ in range(6):
         F.nll_loss(model(x), torch.zeros(500, dtype=torch.long)).backward()
         counts.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
-    assert counts[-1] == counts[2]
+    assert counts[-1] <= counts[2]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="threads of this test rely on fork-free start")

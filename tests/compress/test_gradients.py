@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphlossy
-from graphlossy._compress import _codecs, _rules
+from graphlossy._compress import _codecs
 
 
 def plain_and_lossy(fn, *inputs, bits=2, seed=0):
@@ -68,8 +68,6 @@ def test_exact_operations_have_exact_gradients(name, bits):
     torch.manual_seed(1)
     x = torch.randn(300, 64)
     exact, lossy, _ = plain_and_lossy(lambda t: EXACT_OPS[name](t).sum() * 3, x, bits=bits)
-    if name in ("sqrt",):  # x.square() itself is a product, and unbiased
-        return
     assert torch.equal(exact[0], lossy[0])
 
 
@@ -219,14 +217,6 @@ def test_user_autograd_functions_are_covered():
     record = next(r for r in ledger.records if r.op == "function")
     assert record.how == "quantized" and record.gradient == "approximate"
     assert (lossy[0] - exact[0]).abs().max() < 0.1
-
-
-def test_every_rule_is_well_formed():
-    for name, rule in _rules._RULES.items():
-        assert rule.kind in ("exact", "two-valued", "linear", "smooth"), name
-        assert (rule.kind == "two-valued") == (rule.values is not None), name
-        assert rule.high is None or rule.values is not None, name
-        assert name not in _rules._EXACT_NAMES, name
 
 
 def test_a_users_own_relu_keeps_the_gradient_of_small_positives():
