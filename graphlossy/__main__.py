@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from graphlossy._diagnostics import OPTIONAL, REQUIRED, report
+from graphlossy._diagnostics import NVRTC, OPTIONAL, REQUIRED, report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,6 +47,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     for name in REQUIRED:
         packages.add_row(name, versions[name] or "[red]missing[/]")
     for name, extra in OPTIONAL.items():
+        if name in NVRTC and versions[name] is None and NVRTC[name] != found["cuda"]:
+            continue  # of another CUDA than torch's
         hint = f"pip install 'graphlossy\\[{extra}]'" if extra else "used where it is installed"
         packages.add_row(name, versions[name] or f"[dim]absent: {hint}[/]")
     console.print(packages, "")

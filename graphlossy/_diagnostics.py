@@ -21,6 +21,7 @@ from graphlossy.core import _reference, kernel_status
 # What each extra of the package adds: distribution -> extra.
 OPTIONAL = {
     "nvidia-cuda-nvrtc": "cuda",
+    "nvidia-cuda-nvrtc-cu12": "cuda12",
     "ogb": "ogb",
     "pygod": "outliers",
     "pandas": "recsys",
@@ -29,6 +30,8 @@ OPTIONAL = {
     "safetensors": "llm",
     "torch-scatter": None,  # used by PyTorch Geometric where it is installed, never required
 }
+# The CUDA compiler: package -> major version of CUDA.
+NVRTC = {"nvidia-cuda-nvrtc": 13, "nvidia-cuda-nvrtc-cu12": 12}
 REQUIRED = ("torch", "torch-geometric", "numpy", "click", "rich")
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -74,6 +77,10 @@ def cases() -> Iterator[Case]:
                         yield Case("quantize", (x, bits, group_size, stochastic, _SEED))
                     stored = _reference.quantize(x, bits, group_size, True, _SEED)
                     yield Case("dequantize", (*stored, bits, group_size, x.shape[1], dtype))
+    wide = torch.randn(3, 2100, generator=generator)  # groups that take a whole block of a GPU
+    for bits in _BITS:
+        yield Case("quantize", (wide, bits, 2048, True, _SEED))
+        yield Case("dequantize", (*_reference.quantize(wide, bits, 2048, True, _SEED), bits, 2048, 2100, wide.dtype))
     for numel in (0, 1, 8, 1003):
         mask = torch.rand(numel, generator=generator) < 0.5
         packed = _reference.pack_mask(mask)
@@ -109,6 +116,7 @@ def report() -> dict[str, Any]:
     tests = {str(device): self_test(device) for device in devices()}
     return {
         "versions": versions(),
+        "cuda": None if torch.version.cuda is None else int(torch.version.cuda.split(".")[0]),
         "kernels": kernel_status(),
         "self_test": tests,
         "ok": not any(count["differ"] for ops in tests.values() for count in ops.values()),

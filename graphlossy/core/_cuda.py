@@ -17,13 +17,14 @@ from torch import Tensor
 
 from graphlossy.core import _nvrtc, _reference, _schemas
 
-__all__ = ["Kernels", "kernels_for"]
+__all__ = ["Kernels", "LoadError", "kernels_for", "primary_context"]
 
 # As in csrc/quantize.cuh: threads of a block and of a warp, positions of a unit, elements that a thread of quantize
 # keeps in registers, rows ("planes") that a group is seen as at each number of bits.
 THREADS, WARP, UNIT, KEPT = 256, 32, 4, 32
 PLANES = {1: 8, 2: 4, 3: 8, 4: 2, 8: 2}
 _MOST_BLOCKS = 2**31 - 1  # of a grid; where that is too few, the kernels loop
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 _LONG, _INT, _UNSIGNED, _DOUBLE = ctypes.c_int64, ctypes.c_int, ctypes.c_uint64, ctypes.c_double
 _FLOATS = {
@@ -42,6 +43,10 @@ _WORDS = {
 }
 
 
+class LoadError(OSError):
+    """The driver refuses the code of a kernel."""
+
+
 class Kernels:
     """The operators on top of a CUDA driver.
 
@@ -49,12 +54,18 @@ class Kernels:
         driver: the driver library.
         image: gives the code of a kernel, from a macro of csrc/lossy_cuda.cu that defines it.
         stream: gives the stream to launch on.
+        context: the device's context, in which the kernels live.
     """
 
-    def __init__(self, driver: ctypes.CDLL, image: Callable[[str], bytes], stream: Callable[[], int]) -> None:
-        self._driver, self._image, self._stream = driver, image, stream
+    def __init__(
+        self,
+        driver: ctypes.CDLL,
+        image: Callable[[str], bytes],
+        stream: Callable[[], int],
+        context: ctypes.c_void_p,
+    ) -> None:
+        self._driver, self._image, self._stream, self._context = driver, image, stream, context
         self._functions: dict[str, ctypes.c_void_p] = {}
-        self._context = ctypes.c_void_p()
         self._lock = threading.Lock()
 
     def _check(self, status: int) -> None:
@@ -67,9 +78,7 @@ class Kernels:
         """Makes the device's context current in a thread where torch has not yet: torch does so when it must itself."""
         current = ctypes.c_void_p()
         self._check(self._driver.cuCtxGetCurrent(ctypes.byref(current)))
-        if current.value:
-            self._context = self._context if self._context.value else current
-        elif self._context.value:
+        if current.value != self._context.value:
             self._check(self._driver.cuCtxSetCurrent(self._context))
 
     def load(self, name: str, definition: str) -> ctypes.c_void_p:
@@ -79,8 +88,18 @@ class Kernels:
             if function is None:
                 self._enter()
                 module, function = ctypes.c_void_p(), ctypes.c_void_p()  # a module lives as long as the process
-                self._check(self._driver.cuModuleLoadData(ctypes.byref(module), self._image(definition)))
-                self._check(self._driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
+                image = self._image(definition)
+                status = self._driver.cuModuleLoadData(ctypes.byref(module), image)
+                if status == _OUT_OF_MEMORY:  # torch's allocator may hold all of it
+                    torch.cuda.empty_cache()
+                    status = self._driver.cuModuleLoadData(ctypes.byref(module), image)
+                if status == _OUT_OF_MEMORY:
+                    raise torch.OutOfMemoryError("CUDA out of memory: graphlossy could not load a kernel")
+                try:
+                    self._check(status)
+                    self._check(self._driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
+                except OSError as error:
+                    raise LoadError(*error.args) from None
                 self._functions[name] = function
             return function
 
@@ -200,16 +219,34 @@ def kernels_for(index: int) -> Kernels | str:
         return found
 
 
+def primary_context(driver: ctypes.CDLL, index: int) -> ctypes.c_void_p:
+    """The context that torch uses on a device, made if nothing has yet; kept as long as the process lives.
+
+    What is current in a thread tells too little: a thread that has not used CUDA has none, and a tensor served from
+    torch's cache makes none.
+    """
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    for status in (
+        driver.cuInit(0),
+        driver.cuDeviceGet(ctypes.byref(device), index),
+        driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
+    ):
+        if status:
+            raise OSError(f"CUDA driver: no context on device {index} (error {status})")
+    return context
+
+
 def _load(index: int) -> Kernels | str:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         arch = _nvrtc.architecture(torch.cuda.get_device_capability(index))
-        with torch.cuda.device(index):  # the modules belong to the device's context
-            torch.empty(1, device="cuda")  # makes that context, if nothing has yet
+        torch.cuda.init()
+        with torch.cuda.device(index):
             kernels = Kernels(
                 driver,
                 lambda definition: _nvrtc.compile_source(*_nvrtc.sources(), arch, f"LOSSY_KERNELS={definition}"),
                 lambda: torch.cuda.current_stream(index).cuda_stream,
+                primary_context(driver, index),
             )
             kernels.load(*_UNPACK_MASK[1])
             return kernels
@@ -231,7 +268,7 @@ def _implementation(name: str) -> Callable[..., Any]:
             if isinstance(found, Kernels):
                 try:
                     return getattr(found, name)(*arguments)
-                except _nvrtc.CompileError as error:  # a kernel that this NVRTC cannot compile
+                except (_nvrtc.CompileError, LoadError) as error:  # a kernel that NVRTC or the driver refuses
                     _loaded[index] = str(error)
                     _warn(str(error))
             return getattr(_reference, name)(*arguments)

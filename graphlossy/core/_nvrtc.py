@@ -6,6 +6,7 @@ elsewhere. It needs no GPU, which is how the CUDA source is checked on machines 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -13,6 +14,8 @@ import os
 import tempfile
 from functools import cache
 from pathlib import Path
+
+import torch
 
 __all__ = ["CompileError", "architecture", "cache_folder", "compile_source", "load_nvrtc", "nvrtc_version", "sources"]
 
@@ -35,7 +38,7 @@ def load_nvrtc() -> ctypes.CDLL:
     Raises:
         CompileError: there is none.
     """
-    for name in [*map(str, _packaged()), *_NAMES]:
+    for name in [*map(str, _packaged()), *sorted(_NAMES, key=_fits, reverse=True)]:
         try:
             library = ctypes.CDLL(name)
             library.nvrtcGetErrorString.restype = ctypes.c_char_p
@@ -52,7 +55,13 @@ def _packaged() -> list[Path]:
         return []
     roots = [] if spec is None else [Path(place).parent for place in spec.submodule_search_locations or ()]
     found = [path for root in roots for pattern in _PATTERNS for path in root.glob(pattern)]
-    return sorted((path for path in found if ".alt." not in path.name), reverse=True)
+    return sorted((path for path in found if ".alt." not in path.name), key=lambda path: (_fits(path.name), path),
+                  reverse=True)  # fmt: skip
+
+
+def _fits(name: str) -> bool:
+    """Whether a library is of the CUDA that torch was built for: a driver may refuse the code of a newer one."""
+    return torch.version.cuda is not None and name.endswith(f".so.{torch.version.cuda.split('.')[0]}")
 
 
 def _check(status: int) -> None:
@@ -100,7 +109,10 @@ def compile_source(source: str, headers: dict[str, str], arch: str, macro: str =
     """
     options = (*OPTIONS, f"--gpu-architecture={arch}", *([f"--define-macro={macro}"] if macro else []))
     everything = repr((source, sorted(headers.items()), options, nvrtc_version()))
-    file = cache_folder() / f"{hashlib.sha256(everything.encode()).hexdigest()[:32]}.{arch}.bin"
+    folder = cache_folder()
+    if folder is None:
+        return _compile(source, headers, options, intermediate=arch.startswith("compute"))
+    file = folder / f"{hashlib.sha256(everything.encode()).hexdigest()[:32]}.{arch}.bin"
     kept = _read(file)
     if kept is not None:
         return kept
@@ -133,10 +145,16 @@ def _compile(source: str, headers: dict[str, str], options: tuple[str, ...], int
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$XDG_CACHE_HOME/graphlossy/kernels``, by default under ``~/.cache``."""
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept: ``$XDG_CACHE_HOME/graphlossy/kernels``, by default under ``~/.cache``.
+
+    None for a user without a home, as in some containers: kernels are then compiled once a process.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "graphlossy" / "kernels"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "graphlossy" / "kernels"
+    except RuntimeError:
+        return None
 
 
 def _read(file: Path) -> bytes | None:
@@ -152,8 +170,13 @@ def _write(file: Path, code: bytes) -> None:
     """Writes to a temporary file and renames it. A folder that cannot be written costs a compilation a process."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
+        part = tempfile.NamedTemporaryFile(dir=file.parent, delete=False)
+    except OSError:
+        return
+    try:
+        with part:
             part.write(hashlib.sha256(code).digest() + code)
         os.replace(part.name, file)
     except OSError:
-        pass
+        with contextlib.suppress(OSError):
+            os.unlink(part.name)

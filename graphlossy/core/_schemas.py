@@ -67,6 +67,13 @@ def check_group_size(group_size: int) -> None:
         raise ValueError(f"group_size must be {allowed}, got {group_size!r}; try 256")
 
 
+def as_device(device: torch.device | str | int) -> torch.device:
+    """``device`` as a torch.device; raises TypeError for anything else, a dtype above all."""
+    if isinstance(device, bool) or not isinstance(device, (torch.device, str, int)):
+        raise TypeError(f"device must be a torch.device or its name, got {device!r}; only the place can be changed")
+    return torch.device(device)
+
+
 def check_float(name: str, dtype: torch.dtype) -> None:
     """Raises TypeError unless ``dtype`` is a supported float type."""
     if dtype not in FLOAT_DTYPES:

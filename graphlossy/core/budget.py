@@ -135,7 +135,7 @@ def _problem(
     """The tensors, and the bytes of the budget beyond the lowest widths."""
     if len(sensitivities) != len(sizes):
         raise ValueError(f"one sensitivity for each size is needed; got {len(sensitivities)} and {len(sizes)}")
-    if not choices or any(b != int(b) or not 1 <= b <= 64 for b in choices):
+    if len(choices) == 0 or any(b != int(b) or not 1 <= b <= 64 for b in choices):
         raise ValueError(f"choices must be widths of 1 to 64 bits; got {tuple(choices)}")
     for name, values in (("sensitivities", sensitivities), ("sizes", sizes), ("metadata_bits", (metadata_bits,))):
         for i, value in enumerate(values):

@@ -47,16 +47,16 @@ class Record:
 class Entry:
     """A record in its ledger; the stored bytes can be corrected while they are alive."""
 
-    __slots__ = ("_index", "_ledger", "_live", "bytes")
+    __slots__ = ("_index", "_ledger", "_live", "_pass", "bytes")
 
     def __init__(self, ledger: Ledger, index: int, live: bool) -> None:
-        self._ledger, self._index, self._live = weakref.ref(ledger), index, live
+        self._ledger, self._index, self._live, self._pass = weakref.ref(ledger), index, live, ledger.passes
         self.bytes = ledger.records[index].saved_bytes
 
     @property
     def record(self) -> Record:
         ledger = self._ledger()
-        if ledger is None or self._index >= len(ledger.records):
+        if ledger is None or self._pass != ledger.passes:
             raise RuntimeError("the ledger of this entry was cleared")
         return ledger.records[self._index]
 
@@ -66,9 +66,10 @@ class Entry:
 
     def resize(self, nbytes: int, bits: float) -> None:
         """The stored object now takes ``nbytes`` bytes at ``bits`` bits per element."""
-        record, ledger = self.record, self._ledger()
+        ledger = self._ledger()
         if ledger is not None:
-            ledger.records[self._index] = replace(record, saved_bytes=nbytes, bits=bits)
+            if self._pass == ledger.passes:
+                ledger.records[self._index] = replace(self.record, saved_bytes=nbytes, bits=bits)
             if self._live:
                 ledger.live_bytes += nbytes - self.bytes
         self.bytes = nbytes
@@ -95,6 +96,7 @@ class Ledger:
     records: list[Record] = field(default_factory=list)
     live_bytes: int = 0
     peak_saved_bytes: int = 0
+    passes: int = field(default=0, repr=False)  # how often it was cleared
     _peak: Any = field(default=None, repr=False)
 
     def add(self, record: Record, owner: object = None) -> Entry:
@@ -110,6 +112,7 @@ class Ledger:
     def clear(self) -> None:
         """Forgets the records (a new forward pass begins); the bytes still alive stay counted."""
         self.records.clear()
+        self.passes += 1
         self.peak_saved_bytes = self.live_bytes
 
     def start_peak(self, meter: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import graphlossy.core._schemas  # noqa: F401  defines the operators
+from graphlossy.core import _schemas
 
 __all__ = ["PackedMask", "mask_apply", "narrow_index", "pack_mask", "unpack_mask"]
 
@@ -44,8 +44,12 @@ class PackedMask:
         return self.shape.numel()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedMask:
-        """The same mask stored on ``device``; itself if it is there already."""
-        moved = self.bits.to(device, non_blocking=non_blocking)
+        """The same mask stored on ``device``; itself if it is there already.
+
+        Raises:
+            TypeError: ``device`` is none.
+        """
+        moved = self.bits.to(_schemas.as_device(device), non_blocking=non_blocking)
         return self if moved is self.bits else PackedMask(moved, self.shape)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -49,7 +49,9 @@ def quantize(
     """Round ``x`` to ``bits`` bits an element with a scale and an offset for every group of elements.
 
     Element i of a group with offset o and scale s becomes the code floor((x_i - o) / s + u_i): u_i is uniform in [0, 1)
-    for stochastic rounding, which makes the expected value x_i, and 1/2 for nearest. The error is below s (stochastic;
+    for stochastic rounding, which makes the expected value x_i (u_i has 16 bits: up to s / 2**16), and 1/2 for nearest.
+    Groups draw 32-bit keys of a common counter: within one tensor of very many groups (2**20 and more) a few have noise
+    in common, which leaves expected values as they are. The error is below s (stochastic;
     variance at most s**2 / 4) or at most about s / 2 (nearest), where s is about (max - min) / (2**bits - 1) of the
     group. A group with a NaN, an infinity or a range beyond bfloat16's comes back as NaN. The sign of zero is lost.
 
@@ -107,6 +109,8 @@ def _signed(seed: int) -> int:
 
 def _memory_order(x: Tensor) -> tuple[int, ...]:
     """The dimensions of a dense tensor from the outermost to the innermost in memory."""
+    if x.is_contiguous():  # also what full-graph compilation with dynamic shapes can decide
+        return tuple(range(x.dim()))
     strides = x.stride()
     order = tuple(sorted(range(x.dim()), key=lambda d: (-strides[d], d)))
     return order if x.permute(order).is_contiguous() else tuple(range(x.dim()))
@@ -198,7 +202,12 @@ class QuantizedTensor:
         return self.shape.numel()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> QuantizedTensor:
-        """The same values stored on ``device``; itself if they are there already."""
+        """The same values stored on ``device``; itself if they are there already.
+
+        Raises:
+            TypeError: ``device`` is none; another float type is chosen in `dequantize`.
+        """
+        device = _schemas.as_device(device)
         packed, scale, offset = (
             t.to(device, non_blocking=non_blocking) for t in (self.packed, self.scale, self.offset)
         )
@@ -209,7 +218,12 @@ class QuantizedTensor:
         dim = _FLAT if self.dim is None else self.dim
         dtype = _schemas.FLOAT_DTYPES.index(self.dtype)
         meta = [_FORMAT, self.bits, self.group_size, dtype, dim, *self.shape, *self.order]
-        named = {"packed": self.packed, "scale": self.scale, "offset": self.offset, "meta": torch.tensor(meta)}
+        named = {
+            "packed": self.packed,
+            "scale": self.scale,
+            "offset": self.offset,
+            "meta": torch.tensor(meta, device="cpu"),
+        }
         return {prefix + name: tensor for name, tensor in named.items()}
 
     @classmethod

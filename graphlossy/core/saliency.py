@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -168,7 +169,7 @@ def prune_to_budget(
         >>> prune_to_budget(scores, bytes_per_entry=4, budget_bytes=12)
         {'a': tensor([True, True]), 'b': tensor([[ True, False]])}
     """
-    if not (isinstance(bytes_per_entry, (int, float)) and math.isfinite(bytes_per_entry) and bytes_per_entry > 0):
+    if not (isinstance(bytes_per_entry, numbers.Real) and math.isfinite(bytes_per_entry) and bytes_per_entry > 0):
         raise ValueError(f"bytes_per_entry must be a positive number, got {bytes_per_entry!r}")
     budget = parse_bytes(budget_bytes)
     for name, score in scores.items():
@@ -222,7 +223,7 @@ def _threshold(scores: list[Tensor], keep: int, wide: torch.dtype) -> tuple[floa
     prefix = 0  # the bits known so far
     left = keep
     for shift in range(size - _DIGIT, -1, -_DIGIT):
-        histogram = torch.zeros(2**_DIGIT, dtype=torch.int64)
+        histogram = torch.zeros(2**_DIGIT, dtype=torch.int64, device="cpu")
         for chunk in (chunk for score in scores for chunk in _chunks(score)):
             digits = _key(chunk, wide) >> shift
             if shift == size - _DIGIT:
@@ -236,5 +237,5 @@ def _threshold(scores: list[Tensor], keep: int, wide: torch.dtype) -> tuple[floa
         prefix = digit - 2 ** (_DIGIT - 1) if shift == size - _DIGIT else (prefix << _DIGIT) + digit
     # back from the key to the number
     dtype = torch.int64 if wide == torch.float64 else torch.int32
-    pattern = torch.tensor(prefix if prefix >= 0 else prefix ^ torch.iinfo(dtype).max, dtype=dtype)
+    pattern = torch.tensor(prefix if prefix >= 0 else prefix ^ torch.iinfo(dtype).max, dtype=dtype, device="cpu")
     return float(pattern.view(wide)), left

@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +67,12 @@ def test_more_budget_never_hurts():
             variance(allocate_bits(sensitivities, sizes, budget + extra), sensitivities) for extra in (0, 500, 5000)
         ]
         assert values[0] * 1.01 >= values[1] and values[1] * 1.01 >= values[2]
+
+
+def test_choices_may_be_an_array():
+    assert allocate_bits([1.0, 4.0], [800, 800], 600, choices=np.array([1, 2, 4])) == allocate_bits(
+        [1.0, 4.0], [800, 800], 600, choices=(1, 2, 4)
+    )
 
 
 def test_many_tensors():

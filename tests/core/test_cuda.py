@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -72,6 +74,24 @@ def test_a_thread_that_has_not_used_cuda() -> None:
     assert _same_bits(_reference.quantize(x.cpu(), 2, 256, True, 5), stored)
 
 
+FIRST_IN_A_THREAD = """
+import threading, torch
+from graphlossy.core import kernel_status
+x = torch.randn(1000, 256, device="cuda")
+torch.empty_like(x).add_(1)  # leaves memory with the allocator
+found = []
+thread = threading.Thread(target=lambda: found.append(torch.ops.graphlossy.quantize(x, 2, 256, True, 5)))
+thread.start(); thread.join()
+assert len(found) == 1 and kernel_status()["cuda"]["live"], kernel_status()
+"""
+
+
+@pytest.mark.cuda
+def test_the_first_call_of_a_process_comes_from_another_thread() -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", FIRST_IN_A_THREAD], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.cuda
 def test_in_a_cuda_graph() -> None:
     x = torch.randn(1000, 256, device="cuda")
@@ -113,6 +133,52 @@ def test_a_missing_compiler_is_a_reason_too(no_kernels_yet: None, monkeypatch: p
         assert _cuda.kernels_for(0) == "NVRTC is not installed"
 
 
+class FullDriver:
+    """A driver that refuses ``refusals`` loads with ``status``, then works."""
+
+    def __init__(self, refusals: int, status: int) -> None:
+        self.refusals, self.status = refusals, status
+
+    def cuModuleLoadData(self, *arguments: object) -> int:
+        self.refusals -= 1
+        return self.status if self.refusals >= 0 else 0
+
+    def __getattr__(self, name: str):
+        return lambda *arguments: 0
+
+
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_a_gpu_without_memory_for_a_kernel(refusals: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    kernels = _cuda.Kernels(FullDriver(refusals, 2), lambda definition: b"", lambda: 0, ctypes.c_void_p())  # type: ignore[arg-type]
+    if refusals == 1:
+        kernels.load("one", "")
+    else:
+        with pytest.raises(torch.OutOfMemoryError, match="could not load a kernel"):
+            kernels.load("one", "")
+    assert emptied == [True]
+
+
+def test_a_kernel_that_the_driver_refuses(no_kernels_yet: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = _cuda.Kernels(FullDriver(9, 218), lambda definition: b"", lambda: 0, ctypes.c_void_p())  # type: ignore[arg-type]
+    monkeypatch.setattr(_cuda, "_loaded", {0: kernels})
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with pytest.warns(RuntimeWarning, match="without its CUDA kernels.*error 218"):
+        found = _cuda._implementation("unpack_mask")(torch.tensor([5], dtype=torch.uint8), 3)
+    assert found.tolist() == [True, False, True]
+
+
+def test_a_device_without_a_context() -> None:
+    class Driver:
+        def __getattr__(self, name: str):
+            return lambda *arguments: 101 if name == "cuDeviceGet" else 0
+
+    with pytest.raises(OSError, match="no context on device 3 .error 101"):
+        _cuda.primary_context(Driver(), 3)  # type: ignore[arg-type]
+
+
 def test_status_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     status = kernel_status()["cuda"]
@@ -128,7 +194,7 @@ def test_grids_of_huge_tensors_are_within_the_limit(elements: int, monkeypatch: 
         def __getattr__(self, name: str):
             return lambda *arguments: grids.append(arguments[1]) or 0 if name == "cuLaunchKernel" else 0
 
-    kernels = _cuda.Kernels(Driver(), lambda definition: b"", lambda: 0)  # type: ignore[arg-type]
+    kernels = _cuda.Kernels(Driver(), lambda definition: b"", lambda: 0, ctypes.c_void_p())  # type: ignore[arg-type]
     monkeypatch.setattr(torch.Tensor, "data_ptr", lambda self: 0)
     x = torch.empty(elements, dtype=torch.float16, device="meta")
     packed = kernels.pack_mask(x)

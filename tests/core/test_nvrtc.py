@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib.metadata
 import os
 import stat
 import threading
@@ -16,6 +19,10 @@ from graphlossy.core import _cuda, _nvrtc
 try:
     VERSION = _nvrtc.nvrtc_version()
 except _nvrtc.CompileError as error:
+    for package in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(package)
+            raise  # it is installed and was not found
     pytest.skip(str(error), allow_module_level=True)
 
 BITS, FLOATS = (1, 2, 3, 4, 8), ("float32", "float16", "bfloat16", "float64")
@@ -80,7 +87,7 @@ def test_a_call_compiles_its_kernel_alone(op: str) -> None:
         "unpack_mask": (packed, 256),
         "mask_apply": (x, packed, 1.0),
     }[op]
-    getattr(_cuda.Kernels(Driver(), image, lambda: 0), op)(*arguments)  # type: ignore[arg-type]
+    getattr(_cuda.Kernels(Driver(), image, lambda: 0, ctypes.c_void_p()), op)(*arguments)  # type: ignore[arg-type]
     assert len(names) == len(code) == 1 and names[0] in ENTRIES
     assert [name for name in ENTRIES if b".text." + name.encode() + b"\0" in code[0]] == names
 
@@ -88,6 +95,33 @@ def test_a_call_compiles_its_kernel_alone(op: str) -> None:
 def test_an_error_in_the_source_shows_the_compilers_words() -> None:
     with pytest.raises(_nvrtc.CompileError, match=r'lossy_cuda.cu\(1\).*identifier "VALUE" is undefined'):
         _nvrtc.compile_source(TINY, {}, "sm_90")
+
+
+def test_a_user_without_a_home_compiles_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert _nvrtc.cache_folder() is None
+    assert _nvrtc.compile_source(TINY.replace("VALUE", "1.0f"), {}, "sm_90")[:4] == b"\x7fELF"
+
+
+def test_a_write_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(old: str, new: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert _nvrtc.compile_source(TINY.replace("VALUE", "1.0f"), {}, "sm_90")[:4] == b"\x7fELF"
+    assert list(cache.iterdir()) == []
+
+
+def test_the_compiler_of_torchs_own_cuda_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    names = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
+    assert sorted(names, key=_nvrtc._fits, reverse=True)[0] == "libnvrtc.so.12"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert sorted(names, key=_nvrtc._fits, reverse=True) == names
 
 
 def test_a_second_call_reads_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,3 +283,14 @@ def test_errors(change: dict[str, object], error: type[Exception], text: str) ->
     arguments: dict[str, object] = {"x": torch.ones(4, 8), "bits": 2} | change
     with pytest.raises(error, match=text):
         quantize(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_compiled_in_one_graph_with_dynamic_shapes() -> None:
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return quantize(x, 2, seed=1).dequantize()
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    for shape in ((8, 64), (9, 64), (9, 300)):  # the second and third calls make the sizes symbols
+        x = torch.randn(shape)
+        assert torch.equal(compiled(x), run(x))

@@ -1,5 +1,6 @@
 """Saliency scores, their accumulation over batches, and the best entries under a byte budget."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -150,6 +151,16 @@ def test_the_budget_is_exact():
         masks = prune_to_budget(scores, each, budget)
         assert sum(int(m.sum()) for m in masks.values()) == expected
     assert prune_to_budget({}, 4, 100) == {}
+
+
+def test_numbers_of_numpy_and_another_default_device():
+    scores = {"w": torch.tensor([3.0, 1.0, 2.0])}
+    torch.set_default_device("meta")
+    try:
+        masks = prune_to_budget(scores, np.float32(4), 8)
+    finally:
+        torch.set_default_device(None)
+    assert masks["w"].tolist() == [True, False, True]
 
 
 def test_prune_errors():

@@ -91,6 +91,13 @@ def test_to(q: QuantizedTensor, device) -> None:
     assert meta.device.type == "meta" and meta.dequantize().shape == q.shape and meta.nbytes == q.nbytes
 
 
+@pytest.mark.parametrize("place", [torch.float16, True, None])
+def test_to_takes_a_place_only(q: QuantizedTensor, place: object) -> None:
+    for stored in (q, pack_mask(torch.ones(9))):
+        with pytest.raises(TypeError, match="device must be a torch.device or its name"):
+            stored.to(place)
+
+
 def test_repr_weak_references_and_no_stray_attributes(q: QuantizedTensor) -> None:
     text = repr(quantize(torch.zeros(4, 256), 2))
     assert text == (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from graphlossy.core import _nvrtc, _schemas
-from graphlossy.core._cuda import Kernels
+from graphlossy.core._cuda import Kernels, primary_context
 
 HERE = Path(__file__).parent
 # An access that is not aligned traps, see cuda_on_cpu.h.
@@ -28,7 +28,7 @@ class Recorder(Kernels):
     """Computes nothing; notes which kernels would run, and by which macro each is defined."""
 
     def __init__(self) -> None:
-        super().__init__(ctypes.CDLL(None), lambda definition: b"", lambda: 0)
+        super().__init__(ctypes.CDLL(None), lambda definition: b"", lambda: 0, ctypes.c_void_p())
         self.definitions: dict[str, str] = {}
 
     def _launch(self, name: str, definition: str, blocks: int, *arguments: Any) -> None:
@@ -65,8 +65,7 @@ def build(folder: Path, include: Path, definitions: dict[str, str]) -> Kernels:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     driver = ctypes.CDLL(str(library))
-    driver.emulator_make_context()  # as torch does in the thread that first uses a device
-    return Kernels(driver, lambda definition: b"", lambda: 0)
+    return Kernels(driver, lambda definition: b"", lambda: 0, primary_context(driver, 0))
 
 
 @pytest.fixture(scope="session")

@@ -147,6 +147,16 @@ extern "C" {
 // A thread must have a context before it launches anything.
 inline thread_local void* emulator_context = nullptr;
 void emulator_make_context() { emulator_context = &emulator_context; }
+int cuInit(unsigned) { return 0; }
+int cuDeviceGet(int* device, int index) {
+  *device = index;
+  return index < 1 ? 0 : 101;  // CUDA_ERROR_INVALID_DEVICE
+}
+int cuDevicePrimaryCtxRetain(void** context, int) {
+  static char primary;
+  *context = &primary;
+  return 0;
+}
 int cuCtxGetCurrent(void** context) {
   *context = emulator_context;
   return 0;
