@@ -1,4 +1,4 @@
-"""Writes the figures of README.md from the result files, between its two ``figures`` comments."""
+"""Writes the figures of README.md and the table of docs/plan.md from the result files, between their comments."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _report
+from benchmarks import _report, plan_table
 from benchmarks.table import DATASETS, markdown
 
 __all__ = ["main", "render", "replace"]
 
 EXAMPLES = """\
   python -m benchmarks.readme              writes them
-  python -m benchmarks.readme --check      exit code 1 if README.md shows others than the result files hold"""
+  python -m benchmarks.readme --check      exit code 1 if they show others than the result files hold"""
 
 README = Path(__file__).parents[1] / "README.md"
+PLAN = README.parent / "docs" / "plan.md"
 BEGIN, END = "<!-- figures: python -m benchmarks.readme -->", "<!-- /figures -->"
 MODELS = {
     "gcn": "GCN, 3 layers of {hidden}",
@@ -86,17 +87,17 @@ def _scores(summary: dict[str, Any]) -> str:
     return markdown(["GCN on", "float32", "`compress(bits=2)`", "`graphlossy.nn`, 2 bits"], rows)
 
 
-def replace(text: str, figures: str) -> str:
-    """``text`` with ``figures`` between the two comments.
+def replace(text: str, figures: str, begin: str = BEGIN, end: str = END) -> str:
+    """``text`` with ``figures`` between the two comments ``begin`` and ``end``.
 
     Raises:
         ValueError: a comment is missing.
     """
-    before, found, rest = text.partition(BEGIN)
-    _, also_found, after = rest.partition(END)
+    before, found, rest = text.partition(begin)
+    _, also_found, after = rest.partition(end)
     if not found or not also_found:
-        raise ValueError(f"README.md needs the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{figures}\n\n{END}{after}"
+        raise ValueError(f"the text needs the lines {begin} and {end}")
+    return f"{before}{begin}\n\n{figures}\n\n{end}{after}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,9 +113,11 @@ def main(argv: list[str] | None = None) -> int:
     data = [json.loads(_file(name).read_text()) for name in ("memory", "bits_per_element", "accuracy")]
     old = README.read_text()
     new = replace(old, render(*data))
+    plan = PLAN.read_text()
     if args.check:
-        return 0 if new == old else 1
+        return 0 if new == old and plan_table.is_current(plan, data[0]) else 1
     README.write_text(new)
+    PLAN.write_text(replace(plan, plan_table.render(data[0]), plan_table.BEGIN, plan_table.END))
     return 0
 
 

@@ -72,10 +72,25 @@ def assemble(arrays: Arrays, split: int | None, seed: int) -> Data:
     if arrays.num_classes is not None:
         data.num_classes = arrays.num_classes
     check_data(data, where)
+    _check_metric(metric, y, where)
     data.edge_index = torch.from_numpy(undirected(edges, nodes))
     data.num_classes = arrays.num_classes or (y.shape[1] if y.ndim == 2 else int(y.max()) + 1)
     data.name, data.metric = arrays.name, metric
     return data
+
+
+def _check_metric(metric: str, y: np.ndarray, where: str) -> None:
+    """A metric must suit the labels: ROC-AUC ranks nodes by one score for each yes-or-no question."""
+    if metric == "accuracy" and y.ndim == 2:
+        raise DatasetError(
+            f"{where}: metric is 'accuracy', but y has shape {list(y.shape)}; labels of several tasks are scored by "
+            "'rocauc'"
+        )
+    if metric == "rocauc" and y.ndim == 1 and not (y.min() == 0 and y.max() == 1):
+        raise DatasetError(
+            f"{where}: metric is 'rocauc', but the labels go from {y.min()} to {y.max()}; it needs two classes, 0 and "
+            "1 (or a column of 0 and 1 for each task)"
+        )
 
 
 def undirected(edges: np.ndarray, nodes: int) -> np.ndarray:
@@ -127,6 +142,8 @@ def _column(mask: np.ndarray, split: int | None, where: str) -> np.ndarray:
     if mask.dtype != np.bool_:
         raise DatasetError(f"{where}: a mask is an array of {mask.dtype}; masks must be of type bool")
     mask = mask[:, None] if mask.ndim == 1 else mask
+    if mask.ndim == 2 and mask.shape[1] == 0:
+        raise DatasetError(f"{where}: the masks hold no split; there must be at least one")
     if split is None or mask.ndim != 2:  # the checks refuse a mask of another shape
         return mask
     if split >= mask.shape[1]:
@@ -152,6 +169,8 @@ def _numbers(value: Any, name: str, where: str, floating: bool = False) -> np.nd
         if not integral or not (np.isfinite(array).all() and (array == np.trunc(array)).all()):
             kind = "numbers" if floating else "whole numbers"
             raise DatasetError(f"{where}: {name} is an array of {array.dtype}; it must hold {kind}")
+    if array.dtype.kind == "u" and not floating and array.size and array.max() > np.iinfo(np.int64).max:
+        raise DatasetError(f"{where}: {name} holds {array.max()}, which is out of range")
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is found and named by the checks
         array = array.astype(np.float32 if floating else np.int64, copy=False)
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)

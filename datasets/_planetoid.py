@@ -62,8 +62,8 @@ def prepare(name: str, root: str | os.PathLike[str] | None = None, *, download: 
         if find_raw(folder) == name:
             return folder
     by_hand = (
-        f"download ind.{name.lower()}.{{{','.join(_PARTS)}}} from {_URL} into {places[0]}, or give root= the folder "
-        "that holds them"
+        f"download ind.{name.lower()}.{{{','.join(_PARTS)}}} from {_URL} into {places[0]}, or set "
+        "GRAPHLOSSY_DATA (in Python, root=) to the folder that holds them"
     )
     if not download:
         where = ", ".join(map(str, places))

@@ -54,7 +54,7 @@ def read_pyg(name: str, root: str | os.PathLike[str] | None) -> Arrays:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DatasetError(
             f"{name}: torch_geometric.datasets.{kind} could not download or read it ({reason}); look into {folder}, "
-            "or give root= the folder that PyTorch Geometric keeps it in"
+            "or set GRAPHLOSSY_DATA (in Python, root=) to the folder that PyTorch Geometric keeps it in"
         ) from None
     masks = [getattr(data, f"{which}_mask", None) for which in ("train", "val", "test")]
     arrays = Arrays(name, name, data.x.numpy(), data.edge_index.numpy(), data.y.numpy(), metric=metric)

@@ -60,7 +60,7 @@ class BudgetForecast:
             bits = [WIDTHS[-1]] * len(free)
         saved = total - sum(n * (WIDTHS[0] - b) // 8 for n, b in zip(elements, bits, strict=True))
         if saved > self._budget:
-            raise ValueError(f"cannot be met: at least {format_bytes(saved)} are saved at 1 bit")
+            raise ValueError(f"cannot be met: at least {saved} bytes ({format_bytes(saved)}) are saved at 1 bit")
         return saved
 
     def peak_bytes(self, sizes: Mapping[str, int]) -> int:

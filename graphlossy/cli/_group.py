@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ HELP = """Train and serve graph networks, recommenders and language models in a 
 Examples:
   graphlossy train
   graphlossy train --help
+  graphlossy plan --dataset ogbn-arxiv --memory 8GiB
 """
 
 
@@ -82,6 +84,9 @@ class LazyGroup(click.Group):
             _fail(error.format_message(), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             _fail("interrupted", 130)
+        except OSError as error:  # commands turn those of their files into errors of their own
+            _drop_output()
+            _fail(f"cannot write the output: {error.strerror or error}", 2)
         sys.exit(value if isinstance(value, int) else 0)
 
 
@@ -92,5 +97,20 @@ def _show_help(ctx: click.Context) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"graphlossy: error: {' '.join(message.split())}", err=True)
+    # One line; blanks inside it stay as they are, for they may be part of a path.
+    line = " ".join(part.strip() for part in message.splitlines())
+    try:
+        click.echo(f"graphlossy: error: {line}", err=True)
+    except OSError:  # the exit code must do
+        pass
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """What could not be written is dropped; Python would try again when it ends, and fail with lines of its own."""
+    try:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, sys.stdout.fileno())
+        os.close(sink)
+    except (OSError, ValueError):  # stdout is no file of the system
+        pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from graphlossy.train import Experiment, Observer, Task, format_size
@@ -43,13 +44,13 @@ class ProgressBars(Observer):
         """Says what is trained and draws the bars, moved on to where a resumed experiment stands."""
         config, size = experiment.config, task.describe()
         self.console.print(
-            f"[bold]{size['name']}[/]: {size['nodes']:,} nodes, {size['edges']:,} edges, "
+            f"[bold]{escape(str(size['name']))}[/]: {size['nodes']:,} nodes, {size['edges']:,} edges, "
             f"{size['features']:,} features\n"
             f"[bold]{config.model}[/]: {config.layers} layers of {config.hidden}, {config.seeds} seeds of "
             f"{config.epochs} epochs, on {experiment.device} (CPU threads: {config.threads})",
             highlight=False,
         )
-        self.console.print(f"run folder: {experiment.folder.path}", highlight=False, soft_wrap=True)
+        self.console.print(f"run folder: {experiment.folder.path}", markup=False, highlight=False, soft_wrap=True)
         for scheme in config.comparison():
             done = sum(result["epochs"] for result in experiment.results if result["run"] == scheme.label)
             done += sum(run.epoch for run in experiment.active if run.scheme == scheme)
@@ -68,4 +69,4 @@ class ProgressBars(Observer):
 
     def stopping(self) -> None:
         """Says that the running epoch is finished first."""
-        self.console.print("stopping after this epoch (press Ctrl-C again to stop at once) ...")
+        self.console.print("stopping as soon as this step is done (press Ctrl-C again to stop at once) ...")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from graphlossy._plan import KNOWN_GRAPHS, GraphShapes, Plan, Scheme, plan
@@ -21,6 +24,11 @@ from graphlossy.train import BITS, MODELS, TrainConfig, build_model
 __all__ = ["command"]
 
 DEFAULT = TrainConfig()
+MOST, WIDEST = 10**12, 2**24  # beyond any graph; larger numbers would not fit torch's own sizes
+TOO_LARGE = (
+    "not enough memory for the model or for the small graphs it is tried on; give a smaller --hidden, --layers or "
+    "--features"
+)
 SIZES = {"nodes": "num_nodes", "edges": "num_edges", "features": "num_features", "classes": "num_classes",
          "train_nodes": "num_train_nodes"}  # fmt: skip
 
@@ -42,11 +50,17 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     metavar="NAME|FILE|FOLDER",
     help=f"{', '.join(KNOWN_GRAPHS)}, or what `graphlossy train` takes.  [default: {DEFAULT.dataset}]",
 )
-@click.option("--nodes", type=int, metavar="N", help="Nodes, without a data set or instead of its own.")
-@click.option("--edges", type=int, metavar="E", help="Columns of edge_index: an undirected edge counts twice.")
-@click.option("--features", type=int, metavar="F", help="Width of the node features.")
-@click.option("--classes", type=int, metavar="C", help="Classes.")
-@click.option("--train-nodes", type=int, metavar="T", help="Nodes whose loss is taken.  [default: all]")
+@click.option(
+    "--nodes", type=click.IntRange(1, MOST), metavar="N", help="Nodes, without a data set or instead of its own."
+)
+@click.option(
+    "--edges", type=click.IntRange(0, MOST), metavar="E", help="Columns of edge_index: an undirected edge counts twice."
+)
+@click.option("--features", type=click.IntRange(1, WIDEST), metavar="F", help="Width of the node features.")
+@click.option("--classes", type=click.IntRange(1, WIDEST), metavar="C", help="Classes.")
+@click.option(
+    "--train-nodes", type=click.IntRange(1, MOST), metavar="T", help="Nodes whose loss is taken.  [default: all]"
+)
 @click.option("--model", default=DEFAULT.model, show_default=True, metavar="|".join(MODELS), help="Graph network.")
 @click.option("--layers", type=int, default=DEFAULT.layers, show_default=True, help="Graph convolutions.")
 @click.option("--hidden", type=int, default=DEFAULT.hidden, show_default=True, help="Width of the hidden layers.")
@@ -94,20 +108,22 @@ def command(dataset: str | None, memory: str | None, as_json: bool, **options: A
       graphlossy plan --nodes 1000000 --edges 20000000 --features 64 --classes 10 --memory 8GiB
       graphlossy plan --dataset graph.npz --model gcn2 --layers 16 --json
     """
-    with user_errors(ValueError, TypeError):
-        limit = None if memory is None else parse_bytes(memory)
-        if limit is not None and limit <= 0:
-            raise ValueError(f"--memory must be a positive size such as 8GiB, got {memory!r}")
+    with user_errors(ValueError), _in_words_of_the_options():
+        limit = None if memory is None else _positive("--memory", memory)
+        budget = None if options["budget"] is None else _positive("--budget", options["budget"])
         shapes = _shapes(dataset, {ours: options[name] for name, ours in SIZES.items()})
         settings = {name: options[name] for name in ("model", "layers", "hidden", "heads", "dropout", "norm", "adj")}
         config = TrainConfig(**settings)
         found = plan(
             _model(config, shapes),
             shapes,
-            schemes=_schemes(options["bits"], options["budget"], options["amp"]),
+            schemes=_schemes(options["bits"], budget, options["amp"]),
             adj=config.adj,
             optimizer=options["optimizer"],
         )
+        why = None if budget is None else found.left_out.get(Scheme(budget=budget).name)
+        if why is not None:
+            raise ValueError(f"--budget {options['budget']} {why}")
     name = dataset or ("these sizes" if options["nodes"] else DEFAULT.dataset)
     if as_json:
         click.echo(json.dumps(_as_dict(found, limit), indent=2, allow_nan=False))
@@ -116,9 +132,39 @@ def command(dataset: str | None, memory: str | None, as_json: bool, **options: A
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width to fit into
     title = f"{name}, {config.layers}-layer {config.model}, {config.hidden} wide: predicted memory of a training step"
-    console.print(_table(found, limit, title))
+    console.print(_table(found, limit, escape(title)))
     for line in _notes(found, limit):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _in_words_of_the_options() -> Iterator[None]:
+    """Errors name the options instead of the arguments of Python's functions, and say so if memory is used up."""
+    try:
+        yield
+    except MemoryError:
+        raise ValueError(TOO_LARGE) from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise ValueError(TOO_LARGE) from None
+    except ValueError as error:
+        if "can't allocate memory" in str(error):
+            raise ValueError(TOO_LARGE) from None
+        message = str(error).partition("; if it needs other arguments")[0]  # the models here are our own
+        for option, argument in SIZES.items():
+            message = message.replace(argument, f"--{option.replace('_', '-')}")
+        raise ValueError(message) from error
+
+
+def _positive(option: str, size: str) -> int:
+    try:
+        found = parse_bytes(size)
+    except ValueError:
+        found = 0
+    if found <= 0:
+        raise ValueError(f"{option} must be a positive size such as 800MiB or 8GiB, got {size!r}")
+    return found
 
 
 def _shapes(dataset: str | None, numbers: dict[str, int | None]) -> GraphShapes:
@@ -150,9 +196,9 @@ def _model(config: TrainConfig, shapes: GraphShapes) -> Any:
                            config.dropout, config.norm, config.heads)  # fmt: skip
 
 
-def _schemes(bits: tuple[int, ...], budget: str | None, amp: bool) -> list[Scheme]:
+def _schemes(bits: tuple[int, ...], budget: int | None, amp: bool) -> list[Scheme]:
     low = [Scheme(bits=width) for width in bits]
-    low += [] if budget is None else [Scheme(budget=parse_bytes(budget))]
+    low += [] if budget is None else [Scheme(budget=budget)]
     both = [replace(scheme, autocast=True) for scheme in low] if amp else []
     return [Scheme(autocast=True), Scheme(checkpointed=True), *low, *both]
 

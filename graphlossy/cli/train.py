@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from graphlossy.cli._errors import user_errors
@@ -38,6 +40,12 @@ def _split(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     if not value.isdecimal():
         raise click.BadParameter(f"expected a number or all, got {value!r}")
     return int(value)
+
+
+def _folder(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    if value is not None and (not value or "\0" in value):
+        raise click.BadParameter(f"expected the name of a folder, got {value!r}")
+    return None if value is None else Path(value)
 
 
 @click.command(name="train")
@@ -97,13 +105,13 @@ def _split(ctx: click.Context, param: click.Parameter, value: str) -> int | None
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's choice]")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    callback=_folder,
     metavar="FOLDER",
     help="Run folder.  [default: runs/<dataset>-<model>-<time>]",
 )
 @click.option(
     "--resume",
-    type=click.Path(path_type=Path),
+    callback=_folder,
     metavar="FOLDER",
     help="Continue the run in FOLDER, with its own settings.",
 )
@@ -143,21 +151,32 @@ def command(ctx: click.Context, **options: Any) -> None:
                 with ProgressBars(errors) as bars:
                     summary = experiment.run(bars)
         except Interrupted as stop:
-            errors.print(str(stop), style="bold", highlight=False, soft_wrap=True)
+            errors.print(str(stop), style="bold", markup=False, highlight=False, soft_wrap=True)
             ctx.exit(128 + stop.signal_number)
         except KeyboardInterrupt:
             folder = experiment.folder
             if folder.config_file.exists():
-                errors.print(f"stopped; continue with: graphlossy train --resume {folder.path}", soft_wrap=True)
+                again = f"graphlossy train --resume {shlex.quote(str(folder.path))}"
+                errors.print(f"stopped; continue with: {again}", markup=False, highlight=False, soft_wrap=True)
+            else:
+                errors.print("stopped before training began; nothing was written")
             ctx.exit(130)
-    if options["as_json"]:
+    _show(summary, experiment, options["as_json"])
+    if not any(scheme["seeds"] for scheme in summary["schemes"]):
+        raise click.UsageError(
+            "no run was finished: every scheme ran out of memory; give a smaller --hidden or --layers"
+        )
+
+
+def _show(summary: dict[str, Any], experiment: Experiment, as_json: bool) -> None:
+    if as_json:
         click.echo(json.dumps(summary, indent=2, allow_nan=False))
         return
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width to fit into
     console.print(_table(summary))
-    console.print(f"report: {experiment.folder.report_file}", highlight=False, soft_wrap=True)
+    console.print(f"report: {experiment.folder.report_file}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _experiment(ctx: click.Context, options: dict[str, Any]) -> Experiment:
@@ -180,7 +199,8 @@ def _given(ctx: click.Context, name: str) -> bool:
 def _table(summary: dict[str, Any]) -> Table:
     head, *rows = comparison_rows(summary)
     data, settings = summary["data"], summary["settings"]
-    title = f"{data['name']}, {settings['model']}, {settings['seeds']} seeds (in brackets: ratio to the baseline)"
+    what = f"{escape(str(data['name']))}, {settings['model']}"
+    title = f"{what}, {settings['seeds']} seeds (in brackets: ratio to the baseline)"
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(head):
         table.add_column(name, justify="left" if i == 0 else "right")

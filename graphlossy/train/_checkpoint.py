@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from pathlib import Path
@@ -30,12 +32,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         ...     load_checkpoint(pathlib.Path(folder) / "last.pt")["epoch"]
         3
     """
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    buffer = io.BytesIO()  # torch.save to a file on a full disk does not raise an OSError
+    torch.save({"format": FORMAT, **state}, buffer)
+    _replace(path, buffer.getbuffer())
     _sync_folder(path.parent)
 
 
@@ -59,17 +58,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` so that a crash leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    _replace(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, values: Any) -> None:
     """Writes ``values`` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def _replace(path: Path, content: bytes | memoryview) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

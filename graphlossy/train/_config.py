@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,6 +15,8 @@ __all__ = ["ADJACENCIES", "BITS", "SCHEMES", "Scheme", "TrainConfig"]
 BITS = (1, 2, 3, 4, 8)
 SCHEMES = ("baseline", "compressed")
 ADJACENCIES = ("edge_index", "csr")
+MOST_THREADS = 1024
+LARGEST = 1e30  # far beyond use, and within float32
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,12 @@ class TrainConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        _text("dataset", self.dataset)
+        if self.budget is not None:
+            _text("budget", self.budget)
+        for name in ("norm", "amp"):
+            if not isinstance(getattr(self, name), bool):
+                raise TrainError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name in ("bits", "schemes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _choice("model", self.model, tuple(MODELS))
@@ -112,10 +119,10 @@ class TrainConfig:
                 raise TrainError(f"bits must be 1, 2, 3, 4 or 8, got {bits}")
         if not self.bits or len(set(self.bits)) < len(self.bits):
             raise TrainError(f"bits must be different numbers out of 1, 2, 3, 4 and 8, got {list(self.bits)}")
-        for name in ("layers", "hidden", "heads", "epochs", "seeds"):
-            _at_least(name, getattr(self, name), 1)
+        for name, most in (("layers", 10_000), ("hidden", 2**24), ("heads", 2**24), ("epochs", None), ("seeds", None)):
+            _at_least(name, getattr(self, name), 1, most)
         if self.threads is not None:
-            _at_least("threads", self.threads, 1)
+            _at_least("threads", self.threads, 1, MOST_THREADS)
         if self.split is not None:
             _at_least("split", self.split, 0)
         _at_least("seed", self.seed, 0)
@@ -123,16 +130,20 @@ class TrainConfig:
             raise TrainError(f"seed must be below 2**63, got {self.seed}")
         if not 0 <= self.dropout < 1:
             raise TrainError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise TrainError(f"lr must be a positive number, got {self.lr}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise TrainError(f"weight_decay must be 0 or a positive number, got {self.weight_decay}")
+        if not 0 < self.lr <= LARGEST:
+            raise TrainError(f"lr must be a positive number of at most {LARGEST:g}, got {self.lr}")
+        if not 0 <= self.weight_decay <= LARGEST:
+            raise TrainError(
+                f"weight_decay must be 0 or a positive number of at most {LARGEST:g}, got {self.weight_decay}"
+            )
         if self.model == "gat" and self.hidden % self.heads:
             raise TrainError(
                 f"hidden must be a multiple of heads for gat, got hidden {self.hidden}, heads {self.heads}"
             )
         if self.budget is not None:
             _check_budget(self.budget)
+            if "compressed" not in self.schemes:
+                raise TrainError("budget is for compressed runs, but schemes leaves them out")
 
     def comparison(self) -> tuple[Scheme, ...]:
         """The schemes to train, the baseline first."""
@@ -173,9 +184,15 @@ def _check_budget(budget: str) -> None:
         raise TrainError(f"budget must be a positive size such as 800MiB or 1.5GiB, got {budget!r}")
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise TrainError(f"{name} must be a whole number of at least {least}, got {value!r}")
+def _at_least(name: str, value: int, least: int, most: int | None = None) -> None:
+    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        raise TrainError(f"{name} must be a whole number {allowed}, got {value!r}")
+
+
+def _text(name: str, value: str) -> None:
+    if not isinstance(value, str) or "\0" in value:
+        raise TrainError(f"{name} must be a text, got {value!r}")
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from graphlossy.train._checkpoint import write_json, write_text
-from graphlossy.train._config import TrainConfig
+from graphlossy.train._config import MOST_THREADS, TrainConfig
 from graphlossy.train._errors import TrainError
-from graphlossy.train._folder import RunFolder, default_folder
-from graphlossy.train._run import Run
+from graphlossy.train._folder import FolderExistsError, RunFolder, default_folder
+from graphlossy.train._run import Run, is_out_of_memory
 from graphlossy.train._summary import summarize
 from graphlossy.train._task import Task, load_task
 
@@ -50,7 +50,7 @@ class Observer:
         """One run has finished one epoch; ``line`` is what ``metrics.jsonl`` got."""
 
     def stopping(self) -> None:
-        """A signal came; training stops after the epoch that is running."""
+        """A signal came; training stops before it begins, or after the epoch that is running."""
 
 
 class Experiment:
@@ -77,10 +77,12 @@ class Experiment:
 
     def __init__(self, config: TrainConfig, folder: Path | None = None, checkpoint_seconds: float = 5.0) -> None:
         self.device = resolve_device(config.device)
+        if not checkpoint_seconds >= 0:
+            raise TrainError(f"checkpoint_seconds must be 0 or a positive number, got {checkpoint_seconds}")
         if config.amp and config.adj == "csr" and self.device.type == "cpu":
             raise TrainError("torch has no bfloat16 sparse CSR product on the CPU; leave out --amp or --adj csr")
         # What a resumed run must repeat is written down as it was here, not as it may be found to be there.
-        threads = config.threads or torch.get_num_threads()
+        threads = config.threads or min(torch.get_num_threads(), MOST_THREADS)
         self.config = replace(config, device=str(self.device), threads=threads, dataset=_absolute(config.dataset))
         self.folder = RunFolder(default_folder(config) if folder is None else folder)
         self.resumed = False
@@ -90,6 +92,7 @@ class Experiment:
         self._last_checkpoint = time.monotonic()
         self._signal: int | None = None
         self._fingerprint = 0
+        self._default_folder, self._created = folder is None, False
 
     @classmethod
     def resume(cls, folder: Path, checkpoint_seconds: float = 5.0) -> Experiment:
@@ -114,20 +117,23 @@ class Experiment:
             Interrupted: SIGINT or SIGTERM came; the checkpoint is written. A second SIGINT raises KeyboardInterrupt.
         """
         observer = observer or Observer()
-        with _torch_settings(self.config, self.device):
-            task = load_task(self.config, self.device) if task is None else task
-            self._fingerprint = task.fingerprint()
-            state = self._open(task)
+        # Signals first: libraries that are imported on the way swallow a KeyboardInterrupt.
+        with self._signals(observer), _torch_settings(self.config, self.device):
+            with _memory_errors("the data"):
+                task = load_task(self.config, self.device) if task is None else task
+                self._fingerprint = task.fingerprint()
+            self._stop_if_asked()
             try:
-                self._restore(state, task)
-                with self._signals(observer):
-                    observer.started(self, task)
-                    self._train(task, observer)
+                with _memory_errors("the model"):
+                    state = self._open(task)
+                    self._restore(state, task)
+                observer.started(self, task)
+                self._train(task, observer)
                 return self._finish(task)
             except OSError as error:
                 raise TrainError(f"cannot write run folder {self.folder.path}: {error.strerror or error}") from None
             except TrainError:
-                if not self.resumed and not self.results and not any(run.epoch for run in self.active):
+                if self._created and not self.results and not any(run.epoch for run in self.active):
                     self.folder.discard()
                 raise
             finally:
@@ -138,26 +144,46 @@ class Experiment:
     def _open(self, task: Task) -> dict[str, Any] | None:
         if self.resumed:
             return self.folder.reopen()
-        for scheme in self.config.comparison():
-            if scheme.budget is not None:
-                Run(scheme, self.config.seed, task, self.config).rehearse()
-        self.folder.create(self.config)
+        self.active = self._runs(self.config.seed, task)
+        for run in self.active:
+            if run.scheme.budget is not None:
+                run.rehearse()
+        self._stop_if_asked()
+        while not self._created:
+            try:
+                self.folder.create(self.config)
+                self._created = True
+            except FolderExistsError:
+                if not self._default_folder:
+                    raise
+                self.folder = RunFolder(default_folder(self.config))
         return None
+
+    def _stop_if_asked(self) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
 
     def _restore(self, state: dict[str, Any] | None, task: Task) -> None:
         if state is None:
             return
+        if state["settings"] != self.config.to_dict():
+            changed = [name for name, value in self.config.to_dict().items() if state["settings"].get(name) != value]
+            raise TrainError(
+                f"{self.folder.config_file} was changed since the run was begun ({', '.join(changed)}); start a new run"
+            )
         if state["data"] != self._fingerprint:
             raise TrainError(
                 f"data set {self.config.dataset} changed since {self.folder.path} was begun; start a new run"
             )
         self.results = state["results"]
         if state["active"]:
-            self.active = self._runs(state["active"][0]["seed"], task)
             try:
+                self.active = self._runs(state["active"][0]["seed"], task)
                 for run, saved in zip(self.active, state["active"], strict=True):
                     run.load_state_dict(saved)
-            except (RuntimeError, KeyError, ValueError) as error:
+            except (RuntimeError, LookupError, TypeError, ValueError) as error:
+                if is_out_of_memory(error):
+                    raise
                 reason = str(error).strip().split("\n")[0]
                 raise TrainError(
                     f"{self.folder.checkpoint_file} does not fit config.json or the data: {reason}"
@@ -172,7 +198,8 @@ class Experiment:
             if seed in done:
                 continue
             if not self.active:
-                self.active = self._runs(seed, task)
+                with _memory_errors("the model"):
+                    self.active = self._runs(seed, task)
             while True:
                 waiting = [run for run in self.active if run.status == "running"]
                 if not waiting:
@@ -197,7 +224,8 @@ class Experiment:
 
     def _checkpoint(self) -> None:
         active = [run.state_dict() for run in self.active]
-        self.folder.checkpoint({"data": self._fingerprint, "results": self.results, "active": active})
+        settings = {"settings": self.config.to_dict(), "data": self._fingerprint}
+        self.folder.checkpoint({**settings, "results": self.results, "active": active})
         self._last_checkpoint = time.monotonic()
 
     def _weights(self, run: Run) -> dict[str, Any]:
@@ -267,8 +295,20 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _absolute(dataset: str) -> str:
-    is_path = os.sep in dataset or Path(dataset).suffix
+    from graphlossy.datasets import names
+
+    is_path = os.sep in dataset or dataset.lower() not in map(str.lower, names())
     return str(Path(dataset).expanduser().resolve()) if is_path and Path(dataset).expanduser().exists() else dataset
+
+
+@contextmanager
+def _memory_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainError(f"not enough memory for {what}") from None
 
 
 @contextmanager

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+try:
+    import fcntl
+except ImportError:  # not Unix
+    fcntl = None  # type: ignore[assignment]
+
 import graphlossy
 from graphlossy.train._checkpoint import load_checkpoint, save_checkpoint, write_json
 from graphlossy.train._config import TrainConfig
 from graphlossy.train._errors import TrainError
 
-__all__ = ["RunFolder", "default_folder", "versions"]
+__all__ = ["FolderExistsError", "RunFolder", "default_folder", "versions"]
+
+
+class FolderExistsError(TrainError):
+    """The folder for a new run holds files already."""
 
 
 def default_folder(config: TrainConfig) -> Path:
@@ -56,6 +67,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
+        if "\0" in str(path):
+            raise TrainError(f"a folder's name cannot hold a NUL character, got {str(path)!r}")
         self.path = path
         self.config_file = path / "config.json"
         self.metrics_file = path / "metrics.jsonl"
@@ -75,11 +88,18 @@ class RunFolder:
         """
         try:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                hint = f"continue it with --resume {self.path} or " if self.config_file.exists() else ""
-                raise TrainError(f"output folder {self.path} exists and is not empty; {hint}choose another --out")
+                hint = (
+                    f"continue it with --resume {shlex.quote(str(self.path))} or " if self.config_file.exists() else ""
+                )
+                raise FolderExistsError(
+                    f"output folder {self.path} exists and is not empty; {hint}choose another --out"
+                )
             self.checkpoints.mkdir(parents=True)
+            self._metrics = open(self.metrics_file, "x", encoding="utf-8")
+            self._lock()
             write_json(self.config_file, {"settings": config.to_dict(), "versions": versions()})
-            self._metrics = open(self.metrics_file, "w", encoding="utf-8")
+        except FileExistsError:
+            raise FolderExistsError(f"output folder {self.path} was made just now; choose another --out") from None
         except OSError as error:
             reason = error.strerror or error
             raise TrainError(f"cannot write output folder {self.path}: {reason}; choose another --out") from None
@@ -103,18 +123,33 @@ class RunFolder:
         Raises:
             TrainError: the checkpoint or the log is damaged, or the folder cannot be written.
         """
-        state = load_checkpoint(self.checkpoint_file) if self.checkpoint_file.exists() else None
-        kept = state["metrics_bytes"] if state is not None else 0
         try:
             self.checkpoints.mkdir(exist_ok=True)
-            length = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
-            if length < kept:
-                raise TrainError(f"{self.metrics_file} is shorter than its checkpoint says; it was cut or replaced")
             self._metrics = open(self.metrics_file, "a", encoding="utf-8")
+            self._lock()
+            state = load_checkpoint(self.checkpoint_file) if self.checkpoint_file.exists() else None
+            if state is not None and not state.keys() >= {"metrics_bytes", "settings", "data", "results", "active"}:
+                raise TrainError(f"{self.checkpoint_file} is no checkpoint to resume; it was replaced by another file")
+            kept = state["metrics_bytes"] if state is not None else 0
+            if self.metrics_file.stat().st_size < kept:
+                raise TrainError(f"{self.metrics_file} is shorter than its checkpoint says; it was cut or replaced")
             self._metrics.truncate(kept)
+            self.read_metrics()
         except OSError as error:
             raise TrainError(f"cannot write run folder {self.path}: {error.strerror or error}") from None
         return state
+
+    def _lock(self) -> None:
+        """Keeps other processes away from this folder until it is closed, where the system has such locks."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise TrainError(f"run folder {self.path} is in use by another process") from None
+        except OSError:
+            pass  # a file system without locks
 
     def discard(self) -> None:
         """Removes what :meth:`create` made; called when an experiment fails before its first epoch."""
@@ -143,11 +178,18 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``."""
-        with open(self.metrics_file, encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        try:
+            with open(self.metrics_file, encoding="utf-8") as file:
+                lines = [json.loads(line) for line in file]
+        except ValueError as error:
+            raise TrainError(f"{self.metrics_file} is damaged: {error}") from None
+        if not all(isinstance(line, dict) and line.keys() >= {"run", "seed"} for line in lines):
+            raise TrainError(f"{self.metrics_file} is damaged: it holds a line that no run wrote")
+        return lines
 
     def close(self) -> None:
         """Closes the log."""
         if self._metrics is not None:
-            self._metrics.close()
+            with contextlib.suppress(OSError):  # a full disk was reported when the line was written
+                self._metrics.close()
             self._metrics = None

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from graphlossy._compress import Ledger, compress, load_switch_state, restore, switch_state
+from graphlossy.core.budget import format_bytes, parse_bytes
 from graphlossy.train._config import Scheme, TrainConfig
 from graphlossy.train._errors import TrainError
 from graphlossy.train._memory import PeakMeter
 from graphlossy.train._models import build_model
 from graphlossy.train._task import Task
 
-__all__ = ["OUT_OF_MEMORY", "Run"]
+__all__ = ["OUT_OF_MEMORY", "Run", "is_out_of_memory"]
 
 OUT_OF_MEMORY = "out of memory"
 # Memory is measured in the second and third step (the first one also makes Adam's state) and in the last; these steps
@@ -68,7 +69,8 @@ class Run:
             ).to(self.device)
             self._rng = self._read_rng()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.ledger = _compress(self.model, scheme) if scheme.compressed else None
+        self._loss_records = self._count_loss()
+        self.ledger = self._compress(self.model) if scheme.compressed else None
 
     # -- one epoch --------------------------------------------------------------------------------------------------
 
@@ -85,8 +87,8 @@ class Run:
             failed = False
             try:
                 line = self._train_and_evaluate()
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
                     raise
                 failed = True
             if failed:  # outside the handler: the traceback held the activations
@@ -140,7 +142,12 @@ class Run:
             meter.start()
         self._synchronize()
         start = time.perf_counter()
-        out = self._forward(self.model)
+        try:
+            out = self._forward(self.model)
+        except ValueError:
+            if self.ledger is None or self.scheme.budget is None:
+                raise
+            raise self._over_budget(self.ledger) from None
         loss = task.loss(out, self.split.train)
         loss.backward()
         self.optimizer.step()
@@ -151,21 +158,16 @@ class Run:
         if meter is not None:
             self.peak_kind = meter.kind
         if self.ledger is not None and (measured or not self.records):
-            self.records = [asdict(record) for record in self.ledger.records]
+            self.records = [asdict(record) for record in self.ledger.records] + self._loss_records
             if meter is not None and meter.kind == "saved":
-                peak = self.ledger.peak_saved_bytes
+                peak = self.ledger.peak_saved_bytes + _sum_saved(self._loss_records)
         elif meter is not None and meter.kind == "saved":
             peak = self.saved_bytes
         return value, seconds, peak
 
     def _forward(self, model: torch.nn.Module) -> Tensor:
-        try:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.amp):
-                return model(self.task.x, self.task.adj).float()
-        except ValueError as error:
-            if self.scheme.budget is None:
-                raise
-            raise TrainError(f"--budget {self.scheme.budget}: {error}") from None
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.amp):
+            return model(self.task.x, self.task.adj).float()
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
@@ -180,10 +182,14 @@ class Run:
             TrainError: the scheme's byte budget cannot be met.
         """
         with torch.random.fork_rng(devices=self._cuda()):
+            probe = restore(copy.deepcopy(self.model)).train()
+            ledger = self._compress(probe)
             try:
-                self._forward(copy.deepcopy(self.model).train())
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                self._forward(probe)
+            except ValueError:
+                raise self._over_budget(ledger) from None
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
                     raise
 
     def _count_baseline(self) -> list[dict[str, Any]]:
@@ -192,12 +198,35 @@ class Run:
         ledger = compress(probe, bits=None)
         try:
             with torch.random.fork_rng(devices=self._cuda()):
-                out = self._forward(probe)
-            records = [asdict(record) for record in ledger.records]
-            del out
-            return records
+                for _ in range(2):  # in the first pass layers build what they keep from step to step
+                    out = self._forward(probe)
+                    del out
+            return [asdict(record) for record in ledger.records] + self._loss_records
         finally:
             restore(probe)
+
+    def _count_loss(self) -> list[dict[str, Any]]:
+        """What the loss saves, exact under every scheme."""
+        out = torch.zeros(self.task.x.shape[0], self.task.outputs, device=self.device, requires_grad=True)
+        with compress(bits=None, seed=0) as ledger:  # a seed leaves torch's generator alone
+            loss = self.task.loss(out * 1.0, self.split.train)
+        del loss
+        return [{**asdict(record), "module": "loss"} for record in ledger.records]
+
+    def _compress(self, model: torch.nn.Module) -> Ledger:
+        if self.scheme.budget is None:
+            return compress(model, bits=self.scheme.bits)
+        # The budget is for all that is saved; the loss, which is kept as it is, takes its part first.
+        room = parse_bytes(self.scheme.budget) - _sum_saved(self._loss_records)
+        return compress(model, budget=max(room, 1))
+
+    def _over_budget(self, ledger: Ledger) -> TrainError:
+        need = ledger.saved_bytes + _sum_saved(self._loss_records)
+        return TrainError(
+            f"--budget {self.scheme.budget} cannot be met: a step saves {need} bytes ({format_bytes(need)}) with every "
+            "tensor at its lowest width (1 bit; masks, exact tensors and the loss included); give at least "
+            f"{need}B, or a smaller model"
+        )
 
     def _give_up(self) -> dict[str, Any]:
         self.status = OUT_OF_MEMORY
@@ -211,7 +240,7 @@ class Run:
     @property
     def saved_bytes(self) -> int:
         """Bytes kept for the backward pass, metadata included."""
-        return sum(record["saved_bytes"] for record in self.records)
+        return _sum_saved(self.records)
 
     def result(self) -> dict[str, Any]:
         """What the summary and the report need, as plain values."""
@@ -283,11 +312,12 @@ class Run:
             torch.cuda.synchronize(self.device)
 
 
-def _compress(model: torch.nn.Module, scheme: Scheme) -> Ledger:
-    if scheme.budget is None:
-        return compress(model, bits=scheme.bits)
-    return compress(model, budget=scheme.budget)
+def _sum_saved(records: list[dict[str, Any]]) -> int:
+    return sum(record["saved_bytes"] for record in records)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that there is not enough memory, on a GPU or on the CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))

@@ -78,9 +78,15 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, width: int = 6
     )
     parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
     for line in sorted(lines, key=lambda line: line.strong):
-        path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line.points if math.isfinite(y))
+        placed = [place(x, y) for x, y in line.points if math.isfinite(y)]
         kind = "strong" if line.strong else "thin"
         colour = f"var(--c{line.colour % COLOURS})"
+        if len(placed) == 1:  # a polyline of one point shows nothing
+            across, down = placed[0]
+            parts.append(f'<circle class="{kind}" cx="{across:.1f}" cy="{down:.1f}" r="4" fill="{colour}">')
+            parts.append(f"<title>{escape(line.label)}</title></circle>")
+            continue
+        path = " ".join(f"{across:.1f},{down:.1f}" for across, down in placed)
         parts.append(f'<polyline class="{kind}" fill="none" stroke="{colour}" points="{path}">')
         parts.append(f"<title>{escape(line.label)}</title></polyline>")
     return "".join([*parts, "</svg>"])

@@ -93,7 +93,7 @@ class Task:
         parts = [self.x, self.y, *(rows for split in self.splits for rows in split)]
         parts += [self.adj] if self.adj.layout == torch.strided else [self.adj.crow_indices(), self.adj.col_indices()]
         value = 0
-        for part in parts:
+        for part in (part for part in parts if part.numel()):
             value = zlib.crc32(part.detach().cpu().contiguous().view(torch.uint8).numpy().data, value)
         return value
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,10 +62,9 @@ def test_sizes_take_the_place_of_the_data_sets() -> None:
 
 
 def test_nothing_fits_and_what_cannot_be_used_is_said() -> None:
-    done = call("--dataset", "ogbn-products", "--adj", "csr", "--memory", "10MiB", "--budget", "1MiB", "--bits", "2")
+    done = call("--dataset", "ogbn-products", "--adj", "csr", "--memory", "10MiB", "--bits", "2")
     assert done.exit_code == 0 and "nothing fits; the least is" in done.stdout
     assert "bf16 autocast left out: " in done.stdout
-    assert "budget 1.0 MiB left out: cannot be met: at least" in done.stdout
     assert not done.stderr
 
 
@@ -84,14 +85,15 @@ def test_help_has_examples() -> None:
         (["--memory", "-1GiB"], "-1GiB"),
         (["--memory", "0"], "--memory must be"),
         (["--budget", "lots"], "lots"),
-        (["--budget", "0"], "budget"),
+        (["--budget", "0"], "--budget must be a positive size"),
+        ([*SIZES, "--hidden", "16777216"], "not enough memory"),
         (["--bits", "5"], "bits must be 1, 2, 3, 4 or 8, got 5"),
         (["--bits", "two"], "expected numbers such as 2"),
         (["--model", "gnc"], "gcn"),
         (["--model", "gat", "--hidden", "30"], "heads"),
         (["--layers", "0"], "layers"),
-        (["--nodes", "0", "--edges", "1", "--features", "1", "--classes", "2"], "num_nodes must be at least 1"),
-        ([*SIZES, "--train-nodes", "5001"], "only 5000 nodes"),
+        (["--nodes", "0", "--edges", "1", "--features", "1", "--classes", "2"], "'--nodes': 0"),
+        ([*SIZES, "--train-nodes", "5001"], "--train-nodes is 5001, but there are only 5000 nodes"),
         (["--optimizer", "lion"], "lion"),
         (["--nodes", "many"], "many"),
         (["extra"], "extra"),
@@ -102,3 +104,19 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: st
     done = call(*arguments)
     assert done.exit_code == 2 and not done.stdout
     assert message in done.stderr and done.stderr.count("\n") == 1 and done.stderr.startswith("graphlossy: error: ")
+
+
+def test_a_budget_that_is_too_small_says_what_would_do() -> None:
+    done = call(*SIZES, "--budget", "10", "--bits", "2")
+    assert done.exit_code == 2 and not done.stdout and done.stderr.count("\n") == 1
+    need = re.search(r"--budget 10 cannot be met: at least (\d+) bytes", done.stderr)
+    assert need is not None, done.stderr
+    done = call(*SIZES, "--budget", need[1], "--bits", "2", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["schemes"][-1]["saved_bytes"] <= int(need[1])
+
+
+def test_brackets_in_a_name_are_text(tmp_path: Path, write_graph: Callable[[Path], Path]) -> None:
+    graph = write_graph(tmp_path / "[bold]toy.npz")
+    done = call("--dataset", str(graph), "--hidden", "8", "--bits", "2")
+    assert done.exit_code == 0, done.output
+    assert "[bold]toy.npz" in "".join(done.stdout.split())

@@ -1,5 +1,8 @@
 import json
 import os
+import re
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from graphlossy.cli import main
+from graphlossy.train import load_task
 
 SMALL = ["--layers", "2", "--hidden", "16", "--seeds", "1", "--epochs", "3", "--device", "cpu", "--threads", "1"]
 
@@ -36,7 +40,7 @@ def test_a_run_ends_with_the_table_and_the_place_of_the_report(graph, tmp_path):
 
 
 def test_json_is_all_there_is_on_stdout(graph, tmp_path):
-    result = run("--dataset", graph, "--out", tmp_path / "run", *SMALL, "--json")
+    result = run("--dataset", graph, "--out", tmp_path / "run", *SMALL, "--hidden", "64", "--json")
     assert result.exit_code == 0 and result.stderr == ""
     summary = json.loads(result.stdout)
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -95,6 +99,11 @@ def test_a_budget_is_kept(graph, tmp_path):
         (["--split", "99"], ["99"]),
         (["--device", "cpu", "--amp", "--adj", "csr"], ["--amp", "--adj csr"]),
         (["--resume", "no/such/run"], ["no/such/run"]),
+        (["--budget", "1MiB", "--schemes", "baseline"], ["budget", "schemes"]),
+        (["--checkpoint-seconds", "nan"], ["checkpoint_seconds", "nan"]),
+        (["--hidden", "16777216"], ["not enough memory"]),
+        (["--out", "a\0b"], ["--out", "name of a folder"]),
+        (["--out", ""], ["--out", "name of a folder"]),
         (["--colour"], ["--colour"]),
         (["surplus"], ["surplus"]),
     ],
@@ -155,8 +164,12 @@ def test_a_file_that_is_no_graph(tmp_path):
 
 def test_an_impossible_budget_says_what_would_do(graph, tmp_path):
     result = run("--dataset", graph, "--out", tmp_path / "run", *SMALL, "--budget", "100B")
-    assert refused(result, "100", "KiB")
+    assert refused(result, "--budget 100B cannot be met", "KiB")
     assert not (tmp_path / "run").exists()
+    least = re.search(r"give at least (\d+B)", result.stderr)[1]
+    again = run("--dataset", graph, "--out", tmp_path / "run", *SMALL, "--budget", least, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["schemes"][1]["saved_bytes"] <= int(least[:-1])
 
 
 def test_a_folder_that_cannot_be_written(graph, tmp_path):
@@ -193,3 +206,68 @@ def test_resume_refuses_other_settings(graph, tmp_path):
     again = run("--resume", tmp_path / "run", "--json")
     assert again.exit_code == 0
     assert json.loads(again.stdout) == json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+def test_a_graph_without_edges(arrays, tmp_path):
+    arrays["edges"] = arrays["edges"][:0]
+    np.savez(tmp_path / "empty.npz", **arrays)
+    for adj in ("edge_index", "csr"):
+        result = run("--dataset", tmp_path / "empty.npz", "--adj", adj, "--out", tmp_path / adj, *SMALL, "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["data"]["edges"] == 0
+
+
+def test_brackets_in_names_are_text(write_graph, tmp_path):
+    graph = write_graph(tmp_path / "[bold]toy.npz")
+    result = run("--dataset", graph, "--out", tmp_path / "[red]run", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "[bold]toy" in result.stdout and "[bold]toy" in result.stderr
+    assert str(tmp_path / "[red]run" / "report.html") in result.stdout and str(tmp_path / "[red]run") in result.stderr
+
+
+def test_hints_can_be_pasted_into_a_shell(graph, tmp_path):
+    folder = tmp_path / "my run"
+    assert run("--dataset", graph, "--out", folder, *SMALL, "--quiet").exit_code == 0
+    assert refused(run("--dataset", graph, "--out", folder, *SMALL), f"--resume '{folder}'")
+
+
+def test_no_memory_for_any_scheme_is_a_failure(graph, tmp_path, monkeypatch):
+    def hungry(self, measured):
+        raise torch.OutOfMemoryError("tried to allocate 8 TiB")
+
+    monkeypatch.setattr("graphlossy.train._run.Run._train", hungry)
+    result = run("--dataset", graph, "--out", tmp_path / "run", *SMALL)
+    assert result.exit_code == 2 and "out of memory" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("graphlossy: error: no run was finished")
+
+
+def test_no_memory_for_the_data_is_one_line(graph, tmp_path, monkeypatch):
+    def hungry(self):
+        raise MemoryError
+
+    monkeypatch.setattr("graphlossy.train.Task.fingerprint", hungry)
+    assert refused(run("--dataset", graph, "--out", tmp_path / "run", *SMALL), "not enough memory for the data")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("how", ["--quiet", "--json"])
+def test_output_that_cannot_be_written_leaves_the_run_whole(how, graph, tmp_path):
+    command = [sys.executable, "-m", "graphlossy.cli", "train", "--dataset", graph, "--out", tmp_path / "run", *SMALL]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, how], stdout=full, stderr=subprocess.PIPE, text=True, timeout=100)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("graphlossy: error: cannot write the output: ")
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_ctrl_c_while_the_data_are_loaded(graph, tmp_path, monkeypatch):
+    def load(config, device):
+        os.kill(os.getpid(), signal.SIGINT)
+        return load_task(config, device)
+
+    monkeypatch.setattr("graphlossy.train._experiment.load_task", load)
+    result = run("--dataset", graph, "--out", tmp_path / "run", *SMALL, "--quiet")
+    assert result.exit_code == 130 and result.stdout == ""
+    assert result.stderr == "stopped before training began; nothing was written\n"
+    assert not (tmp_path / "run").exists()

@@ -31,7 +31,7 @@ def graphs(draw: st.DrawFn) -> Data:
     part[0] = 0
     if draw(st.booleans()):
         y, classes = torch.randint(min(nodes, 4), (nodes,), generator=generator), min(nodes, 4)
-        metric = draw(st.sampled_from(["accuracy", "rocauc"]))
+        metric = "rocauc" if sorted(set(y.tolist())) == [0, 1] and draw(st.booleans()) else "accuracy"
     else:
         y, classes, metric = torch.randint(2, (nodes, 2), generator=generator).float(), 2, "rocauc"
         y[0, 1] = float("nan")
@@ -180,3 +180,25 @@ def test_bad_data_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="1 label out of range"):
         save_folder(data, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric", "words"),
+    [
+        ([0, 0, 0, 0], "rocauc", "the labels go from 0 to 0; it needs two classes, 0 and 1"),
+        ([1, 1, 1, 1], "rocauc", "the labels go from 1 to 1"),
+        ([0, 1, 2, 1], "rocauc", "the labels go from 0 to 2"),
+        (
+            [[0, 1], [1, 0], [1, 1], [0, 0]],
+            "accuracy",
+            r"shape \[4, 2\]; labels of several tasks are scored by 'rocauc'",
+        ),
+    ],
+)
+def test_a_metric_that_does_not_suit_the_labels(tmp_path: Path, labels: list, metric: str, words: str) -> None:
+    np.save(tmp_path / "x.npy", np.ones((4, 2), np.float32))
+    np.save(tmp_path / "edge_index.npy", np.array([[0, 1], [1, 2]]))
+    np.save(tmp_path / "y.npy", np.array(labels))
+    (tmp_path / "meta.json").write_text(json.dumps({"metric": metric}))
+    with pytest.raises(DatasetError, match=words):
+        load(tmp_path)

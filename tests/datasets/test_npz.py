@@ -188,3 +188,34 @@ def test_bad_csr(attributed, save_npz, key: str) -> None:
     arrays[key] = change(arrays[key])
     with pytest.raises(DatasetError, match=f"^graph.npz: .*{message}"):
         load(save_npz(arrays))
+
+
+def test_labels_of_several_tasks_are_scored_by_roc_auc(heterophilous, save_npz) -> None:
+    arrays = heterophilous()
+    arrays["node_labels"] = np.stack([np.arange(30) % 2, np.arange(30) % 3 == 0], 1).astype(np.int64)
+    data = load(save_npz(arrays))
+    assert data.y.shape == (30, 2) and (data.metric, data.num_classes) == ("rocauc", 2)
+
+
+def test_labels_that_are_text(heterophilous, save_npz) -> None:
+    arrays = heterophilous()
+    arrays["node_labels"] = np.array(["ham", "spam", "eggs"])[arrays["node_labels"]]
+    with pytest.raises(DatasetError, match="graph.npz: y is an array of <U4; it must hold whole numbers"):
+        load(save_npz(arrays))
+
+
+def test_unsigned_node_numbers_do_not_wrap(heterophilous, save_npz) -> None:
+    arrays = heterophilous()
+    arrays["edges"] = arrays["edges"].astype(np.uint64)
+    arrays["edges"][3, 1] = 2**64 - 1
+    with pytest.raises(DatasetError, match="edge_index holds 18446744073709551615, which is out of range"):
+        load(save_npz(arrays))
+
+
+@pytest.mark.parametrize("split", [0, None])
+def test_masks_without_a_split(heterophilous, save_npz, split: int | None) -> None:
+    arrays = heterophilous()
+    for name in ("train_masks", "val_masks", "test_masks"):
+        arrays[name] = arrays[name][:0]
+    with pytest.raises(DatasetError, match="graph.npz: the masks hold no split"):
+        load(save_npz(arrays), split=split)

@@ -65,7 +65,9 @@ def test_absent_files_are_explained(tmp_path: Path) -> None:
     message = r"Cora: its files are not there and the download failed \(.*no route to host.*\); download ind.cora.\{x,"
     with pytest.raises(DatasetError, match=message):
         load("Cora", root=tmp_path)
-    with pytest.raises(DatasetError, match="Cora: no file ind.cora.x in .*Cora/raw.* into .*Cora/raw, or give root="):
+    with pytest.raises(
+        DatasetError, match="Cora: no file ind.cora.x in .*Cora/raw.* into .*Cora/raw, or set GRAPHLOSSY_DATA"
+    ):
         prepare("cora", tmp_path, download=False)
     with pytest.raises(DatasetError, match="'Nell' is no Planetoid graph; they are CiteSeer, Cora, PubMed"):
         prepare("Nell")

@@ -30,6 +30,18 @@ from graphlossy.train import TrainConfig, TrainError, resolve_device
         ({"budget": "lots"}, "lots"),
         ({"budget": "0MiB"}, "0MiB"),
         ({"budget": "-3MiB"}, "-3MiB"),
+        ({"budget": 3}, "budget must be a text, got 3"),
+        ({"budget": "1MiB", "schemes": ("baseline",)}, "budget is for compressed runs"),
+        ({"dataset": 7}, "dataset must be a text, got 7"),
+        ({"dataset": "a\0b"}, "dataset must be a text"),
+        ({"amp": "x"}, "amp must be true or false"),
+        ({"norm": 1}, "norm must be true or false"),
+        ({"threads": 100_000}, "threads must be a whole number from 1 to 1024, got 100000"),
+        ({"hidden": 10**9}, "hidden must be a whole number from 1 to"),
+        ({"hidden": 10**20}, "hidden"),
+        ({"layers": 10**9}, "layers"),
+        ({"lr": 1e300}, "lr must be a positive number of at most 1e+30, got 1e+300"),
+        ({"weight_decay": 1e300}, "weight_decay"),
     ],
 )
 def test_a_bad_setting_is_named(settings, words):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -36,6 +37,13 @@ def weights(folder):
         for path in sorted((folder / "checkpoints").iterdir())
         if path.name != "last.pt"
     }
+
+
+def garble(file):
+    """Damages the middle of a file and leaves its length."""
+    content = bytearray(file.read_bytes())
+    content[100:110] = b"\xff" * 10
+    file.write_bytes(content)
 
 
 def same(a, b):
@@ -238,6 +246,11 @@ def test_changed_data_are_noticed(tmp_path, task):
         (lambda folder: (folder / "config.json").write_text('{"settings": {"epochs": -1}}'), "epochs"),
         (lambda folder: (folder / "metrics.jsonl").write_text(""), "shorter than its checkpoint"),
         (lambda folder: (folder / "checkpoints" / "last.pt").write_bytes(b"\x80"), "cannot read checkpoint"),
+        (
+            lambda folder: shutil.copy(folder / "checkpoints" / "2-bit-seed0.pt", folder / "checkpoints" / "last.pt"),
+            "no checkpoint to resume",
+        ),
+        (lambda folder: garble(folder / "metrics.jsonl"), "metrics.jsonl is damaged"),
     ],
 )
 def test_a_damaged_run_folder_is_one_line(damage, words, whole, task):
@@ -252,9 +265,21 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, task):
     with pytest.raises(SystemExit):
         Experiment(CONFIG, folder, checkpoint_seconds=0).run(Crash(2), task=task)
     text = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(text.replace('"hidden": 16', '"hidden": 32'))
-    with pytest.raises(TrainError, match="does not fit"):
+    for old, new in (('"hidden": 16', '"hidden": 32'), ('"model": "gcn"', '"model": "gin"')):
+        (folder / "config.json").write_text(text.replace(old, new))
+        with pytest.raises(TrainError, match=r"config.json was changed since the run was begun \((hidden|model)\)"):
+            Experiment.resume(folder).run(task=task)
+    assert not (folder / "summary.json").exists()
+
+
+def test_a_finished_run_is_not_published_under_other_settings(whole, task):
+    folder = whole[0]
+    before = (folder / "summary.json").read_bytes()
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"model": "gcn"', '"model": "gin"'))
+    with pytest.raises(TrainError, match=r"\(model\)"):
         Experiment.resume(folder).run(task=task)
+    assert (folder / "summary.json").read_bytes() == before
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(tmp_path, whole, task):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from graphlossy.train import Experiment, TrainConfig, comparison_rows
 
 VOID = {"meta", "br", "rect", "line", "polyline", "path"}
+CONFIG = TrainConfig(dataset="toy", layers=1, hidden=8, epochs=1, seeds=1, device="cpu", threads=1)
 
 
 class Page(HTMLParser):
@@ -80,9 +82,23 @@ def test_the_report_names_settings_and_versions(page):
 
 
 def test_names_from_outside_are_escaped(tmp_path, task):
-    from dataclasses import replace
-
-    config = TrainConfig(dataset="toy", layers=1, hidden=8, epochs=1, seeds=1, device="cpu", threads=1)
-    Experiment(config, tmp_path / "run").run(task=replace(task, name="<b>&graph"))
+    Experiment(CONFIG, tmp_path / "run").run(task=replace(task, name="<b>&graph"))
     text = (tmp_path / "run" / "report.html").read_text()
     assert "<b>" not in text and "&lt;b&gt;&amp;graph" in text
+
+
+def test_a_single_epoch_is_drawn_as_points(tmp_path, task):
+    Experiment(CONFIG, tmp_path / "run").run(task=task)
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert text.count("<circle") == 2 * 2 and "<polyline" not in text  # two schemes, validation and loss
+
+
+def test_the_curve_of_a_single_seed_is_strong(tmp_path, task):
+    Experiment(replace(CONFIG, epochs=3), tmp_path / "run").run(task=task)
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert text.count('<polyline class="strong"') == 4 and '<polyline class="thin"' not in text
+    assert "mean over seeds. Thin" not in text
+
+
+def test_the_forward_pass_is_not_called_exact_where_sums_are_taken_in_another_order(page):
+    assert "order of summation" in page.source and "exact in every scheme" not in page.source
