@@ -37,7 +37,8 @@ def check_weights(weights: Tensor) -> float:
     if not isinstance(weights, Tensor) or weights.layout != torch.strided:
         kind = weights.layout if isinstance(weights, Tensor) else type(weights).__name__
         raise TypeError(f"weights must be a dense torch.Tensor, got {kind}")
-    if weights.is_complex() or weights.dtype == torch.bool:
+    unsigned = (torch.uint16, torch.uint32, torch.uint64)  # torch has hardly any operation for them
+    if weights.is_complex() or weights.dtype == torch.bool or weights.dtype in unsigned:
         raise TypeError(f"weights must be real numbers, got dtype {weights.dtype}; convert with .float()")
     if weights.dim() != 1:
         raise ValueError(f"weights must have one dimension, got shape {tuple(weights.shape)}; flatten them first")

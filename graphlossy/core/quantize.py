@@ -6,6 +6,7 @@ EXACT (Liu et al. 2022, eq. 3); the exact arithmetic is in `graphlossy.core._ref
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -33,9 +34,12 @@ def seed_or_draw(seed: int | None) -> int:
     """
     if seed is None:
         return draw_seed()
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed must be an int or None, got {type(seed).__name__}")
-    return int(seed)
+    try:
+        if not isinstance(seed, bool):
+            return operator.index(seed)
+    except (TypeError, ValueError):  # a tensor of floats, or of several numbers
+        pass
+    raise TypeError(f"seed must be an int or None, got {type(seed).__name__} {seed!r}")
 
 
 def quantize(

@@ -147,7 +147,7 @@ def sampled_matmul(
         [D, K].
 
     Raises:
-        ValueError: the leading dimensions of ``x`` and ``g`` differ, or as `sample_rows`.
+        ValueError: the leading dimensions of ``x`` and ``g`` differ, one of them is not finite, or as `sample_rows`.
 
     Example:
         >>> x, g = torch.eye(4), torch.arange(8.0).view(4, 2)
@@ -160,6 +160,11 @@ def sampled_matmul(
     x, g = x.flatten(0, -2), g.flatten(0, -2)
     if weights is None:
         weights = _row_norms(x) * _row_norms(g)
+        bad = ~weights.isfinite()
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            name = "g" if bool(x[row].isfinite().all()) else "x"
+            raise ValueError(f"{name} must be finite, but row {row} holds NaN or infinity")
     elif weights.numel() != x.shape[0]:
         raise ValueError(f"weights must have one entry for each of the {x.shape[0]} rows, got {tuple(weights.shape)}")
     sample = sample_rows(weights.flatten(), k, method, seed)

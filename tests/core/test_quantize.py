@@ -276,6 +276,7 @@ def test_no_gradient_flows_and_the_input_is_untouched(device) -> None:
         ({"dim": 1.0}, TypeError, "dim must be an int or None, got float"),
         ({"dim": True}, TypeError, "dim must be an int or None, got bool"),
         ({"seed": 1.5}, TypeError, "seed must be an int or None, got float"),
+        ({"seed": torch.tensor(1.5)}, TypeError, "seed must be an int or None, got Tensor"),
         ({"seed": "7"}, TypeError, "seed must be an int or None, got str"),
     ],
 )

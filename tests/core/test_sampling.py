@@ -247,6 +247,7 @@ def test_gradients_do_not_flow_through_the_choice():
         ((torch.tensor([torch.inf]), 1), ValueError, r"weights\[0\] is inf"),
         ((torch.ones(2, 2), 1), ValueError, r"one dimension, got shape \(2, 2\)"),
         (([1.0, 2.0], 1), TypeError, "must be a dense torch.Tensor, got list"),
+        ((torch.ones(3, dtype=torch.uint32), 1), TypeError, "real numbers, got dtype torch.uint32"),
         ((torch.ones(3, dtype=torch.bool), 1), TypeError, "real numbers, got dtype torch.bool"),
     ],
 )
@@ -260,6 +261,11 @@ def test_shape_errors():
         sampled_matmul(torch.ones(3, 2), torch.ones(4, 2), 1)
     with pytest.raises(ValueError, match="one entry for each of the 3 rows"):
         sampled_matmul(torch.ones(3, 2), torch.ones(3, 2), 1, weights=torch.ones(2))
+    for name in "xg":
+        finite = {"x": torch.ones(3, 2), "g": torch.ones(3, 2)}
+        finite[name][1, 0] = torch.nan
+        with pytest.raises(ValueError, match=f"{name} must be finite, but row 1 holds"):
+            sampled_matmul(**finite, k=1)
     sample = sample_rows(torch.ones(4), 2, "uniform")
     with pytest.raises(ValueError, match="the 2 sampled rows"):
         sample.matmul(torch.ones(4, 2), torch.ones(4, 2))
