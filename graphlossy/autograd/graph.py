@@ -90,10 +90,12 @@ class _Pattern:
     @property
     def row(self) -> Tensor:
         if self._row is None:
-            counts = self.crow[1:] - self.crow[:-1]
-            nodes = torch.arange(self.num_dst, dtype=self.index_dtype, device=self.col.device)
-            self._row = torch.repeat_interleave(nodes, counts, output_size=self.col.numel())
+            self._row = self._rows()
         return self._row
+
+    def _rows(self) -> Tensor:
+        nodes = torch.arange(self.num_dst, dtype=self.index_dtype, device=self.col.device)
+        return torch.repeat_interleave(nodes, self.crow.diff(), output_size=self.col.numel())
 
     def transpose(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Row pointers, columns and the position in A of each non-zero of the transpose."""
@@ -101,8 +103,11 @@ class _Pattern:
             with _LOCK:  # a CUDA backward runs in another thread than the forward
                 if self._transpose is None:
                     crow, perm = compress_index(self.col, self.num_src, self.index_dtype)
-                    col = self.row if perm is None else self.row.index_select(0, perm)
+                    row = self._rows()
+                    col = row if perm is None else row.index_select(0, perm)
                     perm = None if perm is None else perm.to(self.index_dtype)
+                    if torch.equal(crow, self.crow) and torch.equal(col, self.col):  # an undirected graph
+                        crow, col = self.crow, self.col
                     self._transpose = (crow, col, perm)
         return self._transpose
 
@@ -251,6 +256,10 @@ class CSRGraph:
     def order_values(self, values: Tensor | None, dtype: torch.dtype, transposed: bool, mean: bool) -> Tensor:
         """Like :meth:`values`, for ``values`` in A's CSR order (None: ones)."""
         if values is None:
+            if mean and transposed:
+                # The columns of the transpose are the destinations: no permutation is needed.
+                exact = torch.promote_types(dtype, torch.float32)
+                return (1 / self.in_degree(exact)).to(dtype).index_select(0, self.transpose()[1])
             values = torch.ones(self.num_edges, dtype=dtype, device=self.device)
             if not mean:
                 return values

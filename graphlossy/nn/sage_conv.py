@@ -91,11 +91,16 @@ class SAGEConv(torch_geometric.nn.SAGEConv):
         source = relu(self.lin(x[0])) if self.project else x[0]
         graph = self._graph((source, x[1]), edge_index, size)
         bits = self.bits if self.training else None
+        with_root = self.root_weight and x[1] is not None
         if bits is None or not is_plain_linear(self.lin_l):
             out = self.lin_l(spmm(graph, source, self.aggr))
         else:
-            out = spmm_linear(graph, source, self.lin_l.weight, self.lin_l.bias, self.aggr, bits=bits)
-        if self.root_weight and x[1] is not None:
+            # Both branches in one, block by block, where they have the same input and nobody looks at one of them.
+            fused = with_root and x[1] is source and is_plain_linear(self.lin_r) and graph.num_dst == graph.num_src
+            weight, root = self.lin_l.weight, self.lin_r.weight if fused else None
+            out = spmm_linear(graph, source, weight, self.lin_l.bias, self.aggr, root=root, bits=bits)
+            with_root = with_root and not fused
+        if with_root:
             root = self.lin_r(x[1])
             # Hooks may have kept the output of lin_l: it is theirs then.
             own = is_plain_linear(self.lin_l) and out.dtype is root.dtype

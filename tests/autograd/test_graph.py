@@ -97,3 +97,13 @@ def test_with_weight_keeps_the_order_of_the_edge_list(edges: Callable[..., Tenso
 def test_errors_name_the_argument(arguments: tuple, kind: type, message: str) -> None:
     with pytest.raises(kind, match=message):
         CSRGraph(*arguments)
+
+
+def test_an_undirected_graph_is_its_own_transpose() -> None:
+    edges = torch.tensor([[0, 1, 1, 2, 3], [1, 0, 2, 1, 3]])
+    graph = CSRGraph(edges, num_dst=4)
+    crow, col, _ = graph.transpose()
+    assert crow is graph.crow and col is graph.col
+    directed = CSRGraph(edges[:, 1:], num_dst=4)
+    assert directed.transpose()[1] is not directed.col
+    assert torch.equal(directed.adj_t_csr.to_dense(), directed.adj.to_dense().t())

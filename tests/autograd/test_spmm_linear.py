@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphlossy.autograd import CSRGraph, identity_linear, linear, scaled_self, spmm, spmm_linear
+from graphlossy.autograd import CSRGraph, _packed, identity_linear, linear, scaled_self, spmm, spmm_linear
 
 
 @pytest.fixture
@@ -34,6 +34,42 @@ def test_spmm_linear(reduce: str, grad_input: bool, bits: int | None, case: tupl
     assert (mine[0] - exact[0]).norm() / exact[0].norm() < (0.02 if bits else 1e-5)
     for a, b in zip(mine[1:], exact[1:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("grad_input", [True, False])
+@pytest.mark.parametrize("block", [1 << 20, 1000])  # elements: one block, or seven
+def test_spmm_linear_with_a_root(
+    reduce: str, grad_input: bool, block: int, edges: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_packed._BLOCK, "cpu", block)
+    graph = CSRGraph(edges(200, 900, 200), None, 200)
+    x = torch.randn(200, 32, requires_grad=True)
+    x = x * 1.0 if grad_input else x.detach()
+    weight, root, bias = (torch.randn(s, requires_grad=True) for s in ((20, 32), (20, 32), (20,)))
+    expected = F.linear(spmm(graph, x, reduce), weight, bias) + F.linear(x, root)
+    grad = torch.randn_like(expected)
+    inputs = [weight, bias, root, *([x] if grad_input else [])]
+    exact = torch.autograd.grad(expected, inputs, grad)
+    for bits, bound in ((8, 0.02), (None, 1e-5)):
+        out = spmm_linear(graph, x, weight, bias, reduce, root=root, bits=bits)
+        torch.testing.assert_close(out, expected)
+        mine = torch.autograd.grad(out, inputs, grad)
+        for number in (0, 2):
+            assert (mine[number] - exact[number]).norm() / exact[number].norm() < bound
+        for number in (1, 3) if grad_input else (1,):
+            torch.testing.assert_close(mine[number], exact[number], rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(spmm_linear(graph, x, weight, bias, reduce, root=root), expected)
+
+
+def test_a_root_needs_a_square_graph_and_the_same_shape(case: tuple) -> None:
+    graph, x, weight, _ = case
+    with pytest.raises(ValueError, match="as many destinations as sources; got .* 50 x 60"):
+        spmm_linear(graph, x, weight, root=weight)
+    square = CSRGraph(torch.tensor([[0], [1]]), None, 60)
+    with pytest.raises(ValueError, match="shape of weight"):
+        spmm_linear(square, x, weight, root=weight[:5])
 
 
 def test_spmm_linear_with_trained_edges_or_frozen_weight(case: tuple, edges: Callable[..., Tensor]) -> None:

@@ -89,7 +89,7 @@ def test_changed_linear_layers(name: str, change: Callable, edges: Callable[...,
 def test_plain_linear_layers_stay_fused(edges: Callable[..., Tensor]) -> None:
     conv = lossy.SAGEConv(C, 16)
     fused = conv(torch.randn(N, C, requires_grad=True) * 1.0, edges(N, E))
-    assert "SpMMLinear" in str(fused.grad_fn.next_functions)
+    assert "SpMMLinear" in str(fused.grad_fn)  # both branches
 
 
 @pytest.mark.parametrize("kind", ["SAGEConv", "GATConv"])
