@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from graphlossy.datasets._check import MASKS, check_data
+from graphlossy.datasets._check import MASKS, check_data, check_labels_and_masks
 from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._splits import DRAWN_SPLITS, TEST, TRAIN, VALIDATION, per_class_split, random_split
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-__all__ = ["METRICS", "Arrays", "assemble", "distinct", "undirected"]
+__all__ = ["METRICS", "Arrays", "assemble", "distinct", "from_keys", "undirected"]
 
 METRICS = ("accuracy", "rocauc")
+_CHUNK = 1 << 22  # edges whose two ends are looked at together
 
 
 @dataclass
@@ -34,6 +35,12 @@ class Arrays:
         shares: of training and validation nodes in a drawn split; None draws 20 and 30 nodes of each class.
         num_classes: number of classes; None takes the largest label + 1.
         metric: ``"accuracy"``, ``"rocauc"``, or None: rocauc for labels of several tasks, else accuracy.
+        trusted: ``x`` is float32 and finite, and ``edges`` are int64, in range, and as :func:`undirected` makes them,
+            as they are where this package has written them; neither is looked at again.
+        synthetic: whether the graph is generated.
+        reference: name of the leaderboard that the graph is on or stands in for; the ``Data`` has no such attribute
+            where it is None, as PyTorch Geometric keeps none of that value.
+        extras: further values for the ``Data``, such as ``node_year`` [N, 1].
     """
 
     name: str
@@ -45,6 +52,10 @@ class Arrays:
     shares: tuple[float, float] | None = (0.6, 0.2)
     num_classes: int | None = None
     metric: str | None = None
+    trusted: bool = False
+    synthetic: bool = False
+    reference: str | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
 
 
 def assemble(arrays: Arrays, split: int | None, seed: int) -> Data:
@@ -56,8 +67,8 @@ def assemble(arrays: Arrays, split: int | None, seed: int) -> Data:
     from torch_geometric.data import Data
 
     where = arrays.where
-    x = _numbers(arrays.x, "x", where, floating=True)
-    edges = _numbers(arrays.edges, "edge_index", where)
+    x = arrays.x if arrays.trusted else _numbers(arrays.x, "x", where, floating=True)
+    edges = arrays.edges if arrays.trusted else _numbers(arrays.edges, "edge_index", where)
     y = _numbers(arrays.y, "y", where, floating=arrays.y.ndim == 2)
     if y.ndim == 2 and y.shape[1] == 1:
         y = _numbers(y[:, 0], "y", where)
@@ -71,11 +82,18 @@ def assemble(arrays: Arrays, split: int | None, seed: int) -> Data:
         setattr(data, name, torch.from_numpy(np.ascontiguousarray(mask)))
     if arrays.num_classes is not None:
         data.num_classes = arrays.num_classes
-    check_data(data, where)
+    if arrays.trusted:
+        check_labels_and_masks(data, where)
+    else:
+        check_data(data, where)
     _check_metric(metric, y, where)
-    data.edge_index = torch.from_numpy(undirected(edges, nodes))
+    if not arrays.trusted:
+        data.edge_index = torch.from_numpy(undirected(edges, nodes))
     data.num_classes = arrays.num_classes or (y.shape[1] if y.ndim == 2 else int(y.max()) + 1)
     data.name, data.metric = arrays.name, metric
+    data.synthetic, data.reference = arrays.synthetic, arrays.reference
+    for name, value in arrays.extras.items():
+        setattr(data, name, torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
     return data
 
 
@@ -109,19 +127,66 @@ def undirected(edges: np.ndarray, nodes: int) -> np.ndarray:
         >>> undirected(np.array([[0, 0, 1, 2], [1, 1, 0, 2]]), 3).tolist()
         [[0, 1], [1, 0]]
     """
-    source, target = edges
-    key = source * nodes + target
-    if (np.diff(key) > 0).all() and not (source == target).any() and (np.sort(target * nodes + source) == key).all():
+    if _is_undirected(edges, nodes):
         return edges
-    proper = source != target
-    key = distinct(np.concatenate([key[proper], (target * nodes + source)[proper]]))
-    return np.stack([key // nodes, key % nodes])
+    loops = sum(int((source == target).sum()) for source, target in _parts(edges))
+    key, first = np.empty(2 * (edges.shape[1] - loops), np.int64), 0
+    for part in _parts(edges):
+        source, target = part[:, part[0] != part[1]] if loops else part
+        for one, other in ((source, target), (target, source)):
+            np.multiply(one, nodes, out=key[first : first + len(one)])
+            key[first : first + len(one)] += other
+            first += len(one)
+    return from_keys(key, nodes)
 
 
-def distinct(keys: np.ndarray) -> np.ndarray:
-    """The different values in rising order, as ``numpy.unique``, whose hashing takes many times longer on edges."""
-    keys = np.sort(keys)
-    return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
+def from_keys(key: np.ndarray, nodes: int) -> np.ndarray:
+    """The pairs [2, E] of the distinct values of ``source * nodes + target``, which are sorted in place."""
+    key = distinct(key, in_place=True)
+    edges = np.empty((2, len(key)), np.int64)
+    np.floor_divide(key, nodes, out=edges[0])
+    np.multiply(edges[0], nodes, out=edges[1])
+    np.subtract(key, edges[1], out=edges[1])
+    return edges
+
+
+def _parts(edges: np.ndarray) -> list[np.ndarray]:
+    return [edges[:, first : first + _CHUNK] for first in range(0, edges.shape[1], _CHUNK)]
+
+
+def _is_undirected(edges: np.ndarray, nodes: int) -> bool:
+    """Whether the edges are sorted, distinct, without self-loops, and each is there in both directions."""
+    last = -1
+    for source, target in _parts(edges):
+        key = source * nodes + target
+        if key[0] <= last or (key[1:] <= key[:-1]).any() or (source == target).any():
+            return False
+        last = key[-1]
+    turned = np.empty(edges.shape[1], np.int64)
+    for first, (source, target) in zip(range(0, len(turned), _CHUNK), _parts(edges), strict=True):
+        np.multiply(target, nodes, out=turned[first : first + len(source)])
+        turned[first : first + len(source)] += source
+    turned.sort()
+    there = zip(range(0, len(turned), _CHUNK), _parts(edges), strict=True)
+    return all((turned[first : first + len(s)] == s * nodes + t).all() for first, (s, t) in there)
+
+
+def distinct(keys: np.ndarray, in_place: bool = False) -> np.ndarray:
+    """The different values in rising order, as ``numpy.unique``, whose hashing takes many times longer on edges.
+
+    With ``in_place``, the result is the beginning of ``keys`` itself.
+    """
+    if in_place:
+        keys.sort()
+    else:
+        keys = np.sort(keys)
+    kept = min(1, len(keys))
+    for first in range(1, len(keys), _CHUNK):  # moved forward piece by piece, as a copy may be gigabytes
+        last = min(len(keys), first + _CHUNK)
+        new = keys[first:last][keys[first:last] != keys[first - 1 : last - 1]]
+        keys[kept : kept + len(new)] = new
+        kept += len(new)
+    return keys[:kept]
 
 
 def _choose(arrays: Arrays, y: np.ndarray, split: int | None, seed: int) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphlossy.datasets._errors import DatasetError
 
-__all__ = ["MASKS", "check_data", "check_features"]
+__all__ = ["MASKS", "check_data", "check_features", "check_labels_and_masks"]
 
 MASKS = ("train_mask", "val_mask", "test_mask")
 _CHUNK = 1 << 22  # elements looked at together, so that a memory-mapped array is never read as a whole
@@ -41,7 +41,7 @@ def check_data(data: Any, where: str | None = None) -> None:
         graphlossy.datasets._errors.DatasetError: synth-arxiv-tiny: x holds 1 NaN or infinite value, at node 3, ...
     """
     where = where or str(getattr(data, "name", None) or "the data set")
-    x, edge_index, y = (_tensor(data, name, where) for name in ("x", "edge_index", "y"))
+    x, edge_index, _ = (_tensor(data, name, where) for name in ("x", "edge_index", "y"))
     if x.dim() != 2:
         raise DatasetError(f"{where}: x has shape {list(x.shape)}; it must be [nodes, features]")
     nodes = x.shape[0]
@@ -49,7 +49,13 @@ def check_data(data: Any, where: str | None = None) -> None:
         raise DatasetError(f"{where}: x has shape {list(x.shape)}; there must be at least one node and one feature")
     check_features(x, where)
     _check_edges(edge_index, nodes, where)
-    _check_labels(y, nodes, getattr(data, "num_classes", None), where)
+    check_labels_and_masks(data, where)
+
+
+def check_labels_and_masks(data: Any, where: str) -> None:
+    """The part of :func:`check_data` that neither looks at the features nor at the edges."""
+    nodes = data.x.shape[0]
+    _check_labels(_tensor(data, "y", where), nodes, getattr(data, "num_classes", None), where)
     _check_masks({name: _tensor(data, name, where) for name in MASKS}, nodes, where)
 
 
@@ -76,12 +82,19 @@ def _check_edges(edge_index: Tensor, nodes: int, where: str) -> None:
     if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.dtype != torch.int64:
         found = f"shape {list(edge_index.shape)} and type {edge_index.dtype}"
         raise DatasetError(f"{where}: edge_index has {found}; it must be [2, edges] and torch.int64")
-    wrong = ((edge_index < 0) | (edge_index >= nodes)).any(0).nonzero().squeeze(1)
-    if len(wrong):
-        ends = edge_index[:, wrong[0]].tolist()
+    count, first = 0, -1
+    for start in range(0, edge_index.shape[1], _CHUNK):
+        part = edge_index[:, start : start + _CHUNK]
+        if part.amin() >= 0 and part.amax() < nodes:
+            continue
+        wrong = ((part < 0) | (part >= nodes)).any(0).nonzero().squeeze(1)
+        first = start + int(wrong[0]) if first < 0 else first
+        count += len(wrong)
+    if count:
+        ends = edge_index[:, first].tolist()
         raise DatasetError(
-            f"{where}: {_times(len(wrong), 'edge')} with an end out of range, "
-            f"{'the first ' if len(wrong) > 1 else ''}at column {int(wrong[0])} ({ends[0]}, {ends[1]}); "
+            f"{where}: {_times(count, 'edge')} with an end out of range, "
+            f"{'the first ' if count > 1 else ''}at column {first} ({ends[0]}, {ends[1]}); "
             f"node numbers of {_times(nodes, 'node')} go from 0 to {nodes - 1}: drop such edges or renumber the nodes"
         )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from graphlossy.datasets._assemble import METRICS, Arrays
+from graphlossy.datasets._assemble import METRICS, Arrays, undirected
 from graphlossy.datasets._check import MASKS, check_data
 from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._splits import TEST, TRAIN, UNUSED, VALIDATION
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["is_folder_layout", "read_folder", "save_folder"]
 
 _REQUIRED = ("edge_index", "x", "y")
+_META = ("name", "num_classes", "metric", "synthetic", "reference")
 
 
 def save_folder(data: Data, path: str | os.PathLike[str]) -> Path:
@@ -33,9 +34,11 @@ def save_folder(data: Data, path: str | os.PathLike[str]) -> Path:
     * ``edge_index.npy``: int64 [2, E];
     * ``x.npy``: float32 [N, F];
     * ``y.npy``: int64 [N], or float32 [N, T] with 0, 1 and NaN;
+    * ``edge_weight.npy`` (optional): float32 [E], at least 0;
     * ``split.npy`` (optional): int8 [N] or, with several splits, [N, S]: 0 training, 1 validation, 2 test, -1 unused;
     * ``meta.json`` (optional): an object with any of ``name``, ``num_classes``, ``metric`` (``"accuracy"`` or
-      ``"rocauc"``).
+      ``"rocauc"``), ``synthetic`` (true for a generated graph) and ``reference`` (the leaderboard that it is on or
+      stands in for).
 
     Written by hand, each file may be of any other integer or real type. Where ``split.npy`` is absent, splits of 60 %,
     20 % and 20 % are drawn from the seed.
@@ -65,8 +68,11 @@ def save_folder(data: Data, path: str | os.PathLike[str]) -> Path:
         raise DatasetError(f"{folder}: exists already and is no empty folder; give another path or remove it first")
     arrays = {name: _array(getattr(data, name)) for name in _REQUIRED}
     arrays["x"] = arrays["x"].astype(np.float32, copy=False)
+    if getattr(data, "edge_weight", None) is not None:
+        _check_weight(data.edge_weight.detach().cpu().numpy(), data.num_edges, "edge_weight")
+        arrays["edge_weight"] = _array(data.edge_weight).astype(np.float32, copy=False)
     arrays["split"] = _split(*(_array(getattr(data, name)) for name in MASKS))
-    meta = {name: getattr(data, name) for name in ("name", "num_classes", "metric") if getattr(data, name, None)}
+    meta = {name: getattr(data, name) for name in _META if getattr(data, name, None)}
     made = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +111,14 @@ def read_folder(folder: Path) -> Arrays:
     masks = _masks(_map(split), split) if split.exists() else None
     meta = _meta(folder / "meta.json")
     name = meta.get("name", folder.resolve().name)
-    return Arrays(name, str(folder), x, edges, y, masks, num_classes=meta.get("num_classes"), metric=meta.get("metric"))
+    weight = folder / "edge_weight.npy"
+    extras = {}
+    if weight.exists():
+        edges, extras["edge_weight"] = _weighted(edges, _map(weight), len(x) if x.ndim else 0, str(weight))
+    arrays = Arrays(name, str(folder), x, edges, y, masks, num_classes=meta.get("num_classes"), extras=extras)
+    arrays.metric, arrays.synthetic = meta.get("metric"), meta.get("synthetic", False)
+    arrays.reference = meta.get("reference")
+    return arrays
 
 
 def _array(value: Tensor) -> np.ndarray:
@@ -117,6 +130,39 @@ def _split(train: np.ndarray, validation: np.ndarray, test: np.ndarray) -> np.nd
     for value, mask in ((TRAIN, train), (VALIDATION, validation), (TEST, test)):
         part[mask] = value
     return part
+
+
+def _weighted(edges: np.ndarray, weight: np.ndarray, nodes: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Edges in the order of :func:`undirected`, with their weights; of an edge given twice the first weight counts.
+
+    Edges that no graph may have are returned as they are, for the checks to refuse.
+    """
+    usable = edges.ndim == 2 and len(edges) == 2 and edges.dtype.kind in "iu"
+    if usable:
+        _check_weight(weight, edges.shape[1], where)
+    weight = weight.astype(np.float32, copy=False)
+    if not usable or not edges.size or edges.min() < 0 or edges.max() >= nodes:
+        return edges, weight
+    edges = edges.astype(np.int64, copy=False)
+    if undirected(edges, nodes) is edges:
+        return edges, weight
+    proper = edges[0] != edges[1]
+    (source, target), weight = edges[:, proper], weight[proper]
+    key, first = np.unique(np.concatenate([source * nodes + target, target * nodes + source]), return_index=True)
+    return np.stack([key // nodes, key % nodes]), np.concatenate([weight, weight])[first]
+
+
+def _check_weight(weight: np.ndarray, edges: int, where: str) -> None:
+    if weight.dtype.kind not in "fiu" or weight.shape != (edges,):
+        found = f"shape {list(weight.shape)} and type {weight.dtype}"
+        raise DatasetError(f"{where}: has {found}; it must hold one real number for each of the {edges:,} edges")
+    for start in range(0, edges, 1 << 22):
+        wrong = ~(weight[start : start + (1 << 22)] >= 0) | np.isinf(weight[start : start + (1 << 22)])
+        if wrong.any():
+            at = start + int(wrong.argmax())
+            raise DatasetError(
+                f"{where}: the weight of edge {at} is {weight[at]}; weights must be finite and at least 0"
+            )
 
 
 def _map(file: Path) -> np.ndarray:
@@ -149,10 +195,12 @@ def _meta(file: Path) -> dict[str, Any]:
         "name": lambda value: isinstance(value, str),
         "num_classes": lambda value: type(value) is int and value > 0,
         "metric": lambda value: value in METRICS,
+        "synthetic": lambda value: isinstance(value, bool),
+        "reference": lambda value: isinstance(value, str),
     }
     if not isinstance(meta, dict) or not all(key in allowed and allowed[key](value) for key, value in meta.items()):
         raise DatasetError(
-            f"{file}: must be an object with any of name (text), num_classes (a positive whole number) and metric "
-            f"({' or '.join(METRICS)}); it is {json.dumps(meta)[:80]}"
+            f"{file}: must be an object with any of name (text), num_classes (a positive whole number), metric "
+            f"({' or '.join(METRICS)}), synthetic (true or false) and reference (text); it is {json.dumps(meta)[:80]}"
         )
     return meta

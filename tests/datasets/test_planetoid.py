@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from graphlossy.datasets import DatasetError, load, prepare
+from graphlossy.datasets import DatasetError, load
+from graphlossy.datasets._planetoid import prepare
 
 
 @pytest.fixture(autouse=True)

@@ -71,7 +71,7 @@ def test_random_graph_keeps_its_sizes(nodes, classes, seed) -> None:
 
 
 def test_chunks_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    import graphlossy.datasets.synthetic as module
+    import graphlossy.datasets._block_model as module
 
     monkeypatch.setattr(module, "_CHUNK", 512)
     data = dc_sbm("synth-arxiv-tiny", num_nodes=3000, num_features=50)  # rows 0 to 80, 81 to 161, ...
@@ -141,7 +141,7 @@ def test_arxiv_preset_has_the_statistics_it_documents() -> None:
         ({"signal": -1.0}, "signal must be at least 0"),
         ({"homofily": 0.5}, "dc_sbm has no parameter 'homofily'; the model's are num_nodes, .*homophily"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"preset": "synth"}, "preset must be 'synth-arxiv' or 'synth-arxiv-tiny' or a BlockModel, got 'synth'"),
+        ({"preset": "synth"}, "preset must be 'synth-arxiv' or 'synth-arxiv-tiny' or 'synth-products' or a BlockModel"),
     ],
 )
 def test_block_model_errors(changes: dict[str, object], message: str) -> None:
