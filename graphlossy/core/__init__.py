@@ -9,6 +9,7 @@ from graphlossy.core import _cpu, _cuda, _reference  # noqa: F401  registers gra
 from graphlossy.core._status import kernel_status
 from graphlossy.core.budget import allocate_bits, allocate_bits_exact, format_bytes, parse_bytes
 from graphlossy.core.masks import PackedMask, mask_apply, narrow_index, pack_mask, unpack_mask
+from graphlossy.core.neighbors import relabel, sample_neighbors
 from graphlossy.core.projection import ProjectedTensor, random_projection
 from graphlossy.core.quantize import QuantizedTensor, quantize
 from graphlossy.core.saliency import SaliencyAccumulator, prune_to_budget, saliency_scores
@@ -31,7 +32,9 @@ __all__ = [
     "prune_to_budget",
     "quantize",
     "random_projection",
+    "relabel",
     "saliency_scores",
+    "sample_neighbors",
     "sample_rows",
     "sampled_matmul",
     "unpack_mask",

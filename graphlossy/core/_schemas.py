@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BITS", "FLOAT_DTYPES", "LIBRARY", "OPS", "groups_per_row", "mask_bytes", "row_bytes"]
+__all__ = ["BITS", "FLOAT_DTYPES", "LIBRARY", "OPS", "SAMPLE_OPS", "groups_per_row", "mask_bytes", "row_bytes"]
 
 BITS = (1, 2, 3, 4, 8)
 LARGEST_GROUP = 2**28  # elements: within a group the kernels count bits in 32-bit integers
@@ -31,6 +31,10 @@ OPS = {
     "pack_mask": "(Tensor mask) -> Tensor",
     "unpack_mask": "(Tensor packed, SymInt numel, float low=0.0, float high=1.0, ScalarType? dtype=None) -> Tensor",
     "mask_apply": "(Tensor grad, Tensor packed, float scale) -> Tensor",
+}
+# Operators whose result has a size that depends on the data; on CUDA their definition runs.
+SAMPLE_OPS = {
+    "weighted_sample": "(Tensor weights, SymInt num_samples, SymInt seed) -> (Tensor, Tensor)",
 }
 
 
@@ -180,6 +184,11 @@ def _mask_apply(grad: Tensor, packed: Tensor, scale: float) -> Tensor:
     return grad.new_empty(grad.shape)
 
 
+def _weighted_sample(weights: Tensor, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    index = weights.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
+    return index, torch.empty_like(index)
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
@@ -188,6 +197,10 @@ FAKES: dict[str, Callable[..., Any]] = {
     "mask_apply": _mask_apply,
 }
 
-for _name, _schema in OPS.items():
+SAMPLE_FAKES: dict[str, Callable[..., Any]] = {
+    "weighted_sample": _weighted_sample,
+}
+
+for _name, _schema in (OPS | SAMPLE_OPS).items():
     LIBRARY.define(f"{_name}{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"graphlossy::{_name}", FAKES[_name], lib=LIBRARY)
+    torch.library.register_fake(f"graphlossy::{_name}", (FAKES | SAMPLE_FAKES)[_name], lib=LIBRARY)

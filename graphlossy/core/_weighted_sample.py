@@ -3,23 +3,26 @@
 Weights become whole multiples of one unit, a power of two chosen so that they add up to about 2**59. Sums of integers
 do not round, so the result does not depend on the device, the number of threads or the size of a chunk, and an entry
 of weight zero can never be drawn; weights below 2**-60 of the sum count as zero.
+
+`draw` is the definition of graphlossy::weighted_sample; csrc/weighted_sample_cpu.cpp gives the same numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from graphlossy.core._random import random_bits
+from graphlossy.core import _schemas
+from graphlossy.core._random import _signed, random_bits
 from graphlossy.core.quantize import seed_or_draw
 
-__all__ = ["check_count", "check_weights", "units", "unit_exponent", "weighted_sample"]
+__all__ = ["BITS", "buckets", "check_count", "check_weights", "draw", "unit_exponent", "units", "weighted_sample"]
 
 _CHUNK = 1 << 20  # weights or draws at a time
-_BITS = 60  # of a uniform number; the units add up to less than 2**_BITS
+BITS = 60  # of a uniform number; the units add up to less than 2**BITS
 _PER_BUCKET = 1 << 10
 
 
@@ -32,8 +35,8 @@ def check_count(name: str, value: object, least: int) -> int:
     return value
 
 
-def check_weights(weights: Tensor) -> float:
-    """The largest weight, after all of them were found finite and at least 0."""
+def check_form(weights: Tensor) -> None:
+    """Raises unless ``weights`` is a dense real tensor of one dimension."""
     if not isinstance(weights, Tensor) or weights.layout != torch.strided:
         kind = weights.layout if isinstance(weights, Tensor) else type(weights).__name__
         raise TypeError(f"weights must be a dense torch.Tensor, got {kind}")
@@ -42,6 +45,11 @@ def check_weights(weights: Tensor) -> float:
         raise TypeError(f"weights must be real numbers, got dtype {weights.dtype}; convert with .float()")
     if weights.dim() != 1:
         raise ValueError(f"weights must have one dimension, got shape {tuple(weights.shape)}; flatten them first")
+
+
+def check_weights(weights: Tensor) -> float:
+    """The largest weight, after all of them were found finite and at least 0."""
+    check_form(weights)
     largest = 0.0
     for start in range(0, weights.numel(), _CHUNK):
         chunk = weights[start : start + _CHUNK]
@@ -56,24 +64,32 @@ def check_weights(weights: Tensor) -> float:
     return largest
 
 
+def unit_factors(exponent: int) -> tuple[float, float]:
+    """Two factors whose product is 2**exponent, which alone overflows for the smallest weights."""
+    return 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
+
+
 def units(weights: Tensor, exponent: int) -> Tensor:
     """Weights in units of 2**-exponent, rounded to the nearest integer: int64, same shape."""
-    # Two factors: 2.0**exponent alone overflows for the smallest weights.
-    first = exponent // 2
-    return weights.to(torch.float64).mul(2.0**first).mul_(2.0 ** (exponent - first)).round_().to(torch.int64)
+    first, second = unit_factors(exponent)
+    return weights.to(torch.float64).mul(first).mul_(second).round_().to(torch.int64)
 
 
 def unit_exponent(weights: Tensor, largest: float) -> tuple[int, int]:
     """(exponent, total): ``units(weights, exponent)`` adds up to ``total``, between 2**57 and 2**60."""
-    count = weights.numel()
+
+    def total(exponent: int) -> int:
+        return sum(int(units(part, exponent).sum()) for part in weights.split(_CHUNK))
+
+    return exponent_for(weights.numel(), largest, total)
+
+
+def exponent_for(count: int, largest: float, total: Callable[[int], int]) -> tuple[int, int]:
+    """`unit_exponent` for ``count`` weights, where ``total(exponent)`` adds up the units."""
     # First from the bound count * largest, then from the sum in those units; both are exact on every device.
-    exponent = _BITS - 1 - (count - 1).bit_length() - math.frexp(largest)[1]
-    exponent += _BITS - 1 - (_total(weights, exponent) + count).bit_length()
-    return exponent, _total(weights, exponent)
-
-
-def _total(weights: Tensor, exponent: int) -> int:
-    return sum(int(units(weights[s : s + _CHUNK], exponent).sum()) for s in range(0, weights.numel(), _CHUNK))
+    exponent = BITS - 1 - (count - 1).bit_length() - math.frexp(largest)[1]
+    exponent += BITS - 1 - (total(exponent) + count).bit_length()
+    return exponent, total(exponent)
 
 
 def weighted_sample(weights: Tensor, num_samples: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
@@ -103,17 +119,33 @@ def weighted_sample(weights: Tensor, num_samples: int, seed: int | None = None) 
         ([0, 2], 1000, True)
     """
     check_count("num_samples", num_samples, 0)
+    check_form(weights)
+    seed = _signed(seed_or_draw(seed))
+    index, counts = torch.ops.graphlossy.weighted_sample(weights.detach(), num_samples, seed)
+    return index, counts
+
+
+def check_draws(weights: Tensor, num_samples: int) -> float:
+    """The largest weight, after the arguments were found fit for drawing; 0 if there is nothing to draw."""
     largest = check_weights(weights)
-    seed = seed_or_draw(seed)
-    empty = torch.empty(0, dtype=torch.int64, device=weights.device)
     if num_samples == 0:
-        return empty, empty.clone()
+        return 0.0
+    if num_samples < 0:
+        raise ValueError(f"num_samples must be at least 0, got {num_samples}")
     if largest == 0:
         raise ValueError(
             f"weights must have a positive entry to draw {num_samples} samples from; "
             f"got {weights.numel()} weights, all zero"
         )
-    weights = weights.detach()
+    return largest
+
+
+def draw(weights: Tensor, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Definition of graphlossy::weighted_sample."""
+    largest = check_draws(weights, num_samples)
+    if largest == 0:
+        empty = torch.empty(0, dtype=torch.int64, device=weights.device)
+        return empty, empty.clone()
     exponent, total = unit_exponent(weights, largest)
     groups = _rising_draws(num_samples, total, seed, weights.device)
     draws, bound = next(groups)
@@ -140,14 +172,19 @@ def weighted_sample(weights: Tensor, num_samples: int, seed: int | None = None) 
     return torch.cat([index for index, _ in found]), torch.cat([times for _, times in found])
 
 
+def buckets(count: int) -> int:
+    """How many of the high bits of ``count`` uniform numbers are drawn first."""
+    return min(20, max(0, (count // _PER_BUCKET).bit_length()))
+
+
 def _rising_draws(count: int, total: int, seed: int, device: torch.device) -> Iterator[tuple[Tensor, int]]:
     """``count`` uniform integers below ``total`` in groups: (draws, b), draws <= b <= every draw of later groups.
 
     The high bits of every number are drawn first and only counted, which says how many numbers fall into each of
     2**high buckets; the low bits are then drawn bucket by bucket.
     """
-    high = min(20, max(0, (count // _PER_BUCKET).bit_length()))
-    rest = _BITS - high
+    high = buckets(count)
+    rest = BITS - high
     in_bucket = torch.zeros(2**high, dtype=torch.int64, device=device)
     for start in range(0, count, _CHUNK):
         words = random_bits(seed, min(_CHUNK, count - start), start, 1, device)
@@ -160,14 +197,17 @@ def _rising_draws(count: int, total: int, seed: int, device: torch.device) -> It
         end = int(ends[last - 1])
         bucket = torch.arange(first, last, device=device).repeat_interleave(in_bucket[first:last])
         words = random_bits(seed, end - drawn, drawn, 2, device).bitwise_and_(2**rest - 1)
-        yield _scale(words.bitwise_or_(bucket << rest), total), last * 2**rest * total >> _BITS
+        yield _scale(words.bitwise_or_(bucket << rest), total), last * 2**rest * total >> BITS
         first, drawn = last, end
 
 
 def _scale(u: Tensor, total: int) -> Tensor:
     """floor(u * total / 2**60) of 60-bit u and total, from 30-bit halves that do not overflow."""
-    half = _BITS // 2
+    half = BITS // 2
     mask = 2**half - 1
     u_high, u_low = u >> half, u & mask
     high, low = total >> half, total & mask
     return u_high * high + ((u_high * low + u_low * high + ((u_low * low) >> half)) >> half)
+
+
+_schemas.LIBRARY.impl("weighted_sample", draw, "CompositeExplicitAutograd")

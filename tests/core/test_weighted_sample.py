@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
-from graphlossy.core import _random, _weighted_sample, weighted_sample
+from graphlossy.core import _cpu, _random, _weighted_sample, weighted_sample
 
 
 @pytest.fixture
@@ -167,3 +167,108 @@ def test_streams_and_seeds_differ_and_chunks_agree(device):
     signs = _random.random_signs(3, 100, device=device)
     assert signs.shape == (6400,) and abs(float(signs.mean())) < 0.06 and set(signs.tolist()) == {-1.0, 1.0}
     assert _random.permutation(3, 50, device=device).sort().values.tolist() == list(range(50))
+
+
+needs_kernels = pytest.mark.skipif(_cpu.kernels is None, reason=f"no CPU kernels: {_cpu.load_error}")
+
+
+def kernels_of_every_kind():
+    """Kernels of every instruction set this processor has, with one thread and with two."""
+    before = torch.get_num_threads()
+    try:
+        for level in range(_cpu.kernels.highest + 1):
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                yield _cpu.Kernels(_cpu.LIBRARY_FILE, level)
+    finally:
+        torch.set_num_threads(before)
+
+
+def assert_kernels_agree(weights, draws, seed):
+    index, counts = _weighted_sample.draw(weights, draws, seed)
+    for kernels in kernels_of_every_kind():
+        found = kernels.weighted_sample(weights, draws, seed)
+        assert torch.equal(found[0], index) and torch.equal(found[1], counts), (kernels.level, weights.shape, draws)
+
+
+def _spike(n):
+    weights = torch.zeros(n)
+    weights[n // 3], weights[-1] = 1.0, 1e-4
+    return weights
+
+
+WEIGHTS = {
+    "flat": torch.ones(5000),
+    "float64": torch.rand(3000, dtype=torch.float64) ** 3,
+    "half": torch.rand(700).to(torch.float16),
+    "bfloat16": torch.rand(700).to(torch.bfloat16),
+    "integers": torch.arange(900) % 7,
+    "heavy tail": torch.rand(60_000) ** 40,
+    "tiny": torch.rand(500, dtype=torch.float64) * 1e-300,
+    "denormal": torch.tensor([1e-40, 3e-42, 0.0, 1e-45]),
+    "huge": torch.rand(500, dtype=torch.float64) * 1e307,
+    "spike": _spike(40_000),
+    "one": torch.tensor([0.0, 3.0, 0.0]),
+    "not contiguous": torch.rand(999, 3)[:, 1],
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_the_kernel_is_the_definition(kind):
+    for draws in (0, 1, 1000, 70_000):
+        assert_kernels_agree(WEIGHTS[kind], draws, seed=draws + 7)
+
+
+@needs_kernels
+def test_the_kernel_over_blocks_and_buckets(monkeypatch):
+    monkeypatch.setattr(_cpu, "_SAMPLE_BLOCK", 4)  # more than 64 blocks of 4 weights
+    for per_bucket in (1 << 10, 8, 1):
+        monkeypatch.setattr(_weighted_sample, "_PER_BUCKET", per_bucket)
+        assert_kernels_agree(torch.rand(3001) ** 4, 20_000, seed=3)
+        assert_kernels_agree(_spike(3001), 20_000, seed=4)
+
+
+@needs_kernels
+@given(
+    weights=st.lists(st.sampled_from([0.0, 1e-9, 0.3, 1.0, 7.0, 1e9]), min_size=1, max_size=600),
+    draws=st.integers(0, 5000),
+    seed=st.integers(-(2**63), 2**63 - 1),
+)
+def test_the_kernel_is_the_definition_of_anything(weights, draws, seed):
+    weights = torch.tensor(weights)
+    if bool(weights.any()):
+        assert_kernels_agree(weights, draws, seed)
+
+
+@needs_kernels
+def test_more_than_a_byte_of_counts_and_several_blocks():
+    weights = torch.zeros(70 * (1 << 14))  # more than 64 blocks of their usual size
+    weights[::30_000] = torch.rand(39) + 0.1
+    assert_kernels_agree(weights, 100_000, seed=5)
+
+
+@needs_kernels
+def test_the_comparison_finds_another_stream():
+    weights = torch.rand(1000)
+    one, other = (_weighted_sample.draw(weights, 1000, seed) for seed in (1, 2))
+    assert not (torch.equal(one[0], other[0]) and torch.equal(one[1], other[1]))
+
+
+def test_the_operator():
+    for arguments in [(torch.rand(50), 30, 1), (torch.rand(7, dtype=torch.float64), 0, 2), (torch.arange(9), 5, -3)]:
+        torch.library.opcheck(torch.ops.graphlossy.weighted_sample.default, arguments)
+    with pytest.raises(ValueError, match=r"weights\[1\] is nan"):  # the operator itself is safe, too
+        torch.ops.graphlossy.weighted_sample(torch.tensor([1.0, torch.nan]), 5, 0)
+    with pytest.raises(ValueError, match="num_samples must be at least 0, got -1"):
+        torch.ops.graphlossy.weighted_sample(torch.ones(2), -1, 0)
+
+
+def test_the_operator_compiles_without_a_graph_break():
+    def total(weights):
+        index, counts = weighted_sample(weights, 100, 5)
+        return weights[index].sum(), counts.sum()
+
+    weights = torch.rand(40)
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")(weights)
+    assert [float(a) for a in compiled] == [float(a) for a in total(weights)]
