@@ -22,6 +22,8 @@ Examples:
   graphlossy train
   graphlossy train --help
   graphlossy plan --dataset ogbn-arxiv --memory 8GiB
+  graphlossy sparsify --dataset cora --ratio 0.5 --out thin-cora
+  graphlossy datasets list
 """
 
 
