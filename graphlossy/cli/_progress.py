@@ -23,6 +23,7 @@ class ProgressBars(Observer):
     def __init__(self, console: Console) -> None:
         self.console = console
         self._bars: dict[str, TaskID] = {}
+        self._valid: dict[str, str] = {}  # the last evaluation of each scheme
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -50,6 +51,8 @@ class ProgressBars(Observer):
             f"{config.epochs} epochs, on {experiment.device} (CPU threads: {config.threads})",
             highlight=False,
         )
+        for note in _training(experiment, task):
+            self.console.print(note, markup=False, highlight=False, soft_wrap=True)
         self.console.print(f"run folder: {experiment.folder.path}", markup=False, highlight=False, soft_wrap=True)
         for scheme in config.comparison():
             done = sum(result["epochs"] for result in experiment.results if result["run"] == scheme.label)
@@ -64,9 +67,28 @@ class ProgressBars(Observer):
         if "loss" not in line:
             self._progress.update(bar, news=f"seed {line['seed']}: {line['status']}")
             return
-        news = f"seed {line['seed']}  valid {100 * line['valid']:.1f}  saved {format_size(line['saved_bytes'])}"
+        if line["valid"] is not None:
+            self._valid[line["run"]] = f"  valid {100 * line['valid']:.1f}"
+        valid = self._valid.get(line["run"], "")
+        news = f"seed {line['seed']}{valid}  saved {format_size(line['saved_bytes'])}"
         self._progress.update(bar, advance=1, news=news)
 
     def stopping(self) -> None:
         """Says that the running epoch is finished first."""
         self.console.print("stopping as soon as this step is done (press Ctrl-C again to stop at once) ...")
+
+
+def _training(experiment: Experiment, task: Task) -> list[str]:
+    """What is trained on, where it is not the whole graph at once."""
+    config, size, notes = experiment.config, task.describe(), []
+    if size["synthetic"]:
+        notes.append(f"synthetic stand-in for {size['reference']}" if size["reference"] else "synthetic graph")
+    if task.sparsify_seconds is not None:
+        share = 100 * size["train_edges"] / max(size["edges"], 1)
+        notes.append(
+            f"{config.sparsify}: {size['train_edges']:,} of {size['edges']:,} edges kept ({share:.1f} %), "
+            f"in {task.sparsify_seconds:.2g} s"
+        )
+    if config.sampler is not None and experiment.active:
+        notes.append(f"{config.sampler}: {len(experiment.active[0].batches):,} batches an epoch")
+    return notes

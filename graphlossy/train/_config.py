@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from graphlossy.core.budget import parse_bytes
+from graphlossy.train._checks import (
+    NOT_REWEIGHTED,
+    check_budget,
+    check_choice,
+    check_flag,
+    check_number,
+    check_sampling,
+    check_size,
+    check_text,
+    parse_sparsify,
+)
 from graphlossy.train._errors import TrainError
 from graphlossy.train._models import MODELS
+from graphlossy.train._presets import PRESETS, preset_settings
 
 __all__ = ["ADJACENCIES", "BITS", "SCHEMES", "Scheme", "TrainConfig"]
 
@@ -17,6 +27,8 @@ SCHEMES = ("baseline", "compressed")
 ADJACENCIES = ("edge_index", "csr")
 MOST_THREADS = 1024
 LARGEST = 1e30  # far beyond use, and within float32
+# Their subgraphs leave edges out with unequal probabilities, which weights make up for.
+WEIGHTED_SAMPLERS = ("degree-neighbor", "saint-node", "saint-edge", "saint-walk", "sparsify")
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,10 @@ class TrainConfig:
     """Settings of a training experiment: every scheme is trained from the same weights once per seed.
 
     Args:
-        dataset: embedded name, Planetoid name, ``.npz`` file or folder, as :func:`graphlossy.datasets.load` takes it.
+        dataset: embedded, OGB, Planetoid or generated name, ``.npz`` file or folder, as
+            :func:`graphlossy.datasets.load` takes it.
+        root: folder of downloaded and generated data; None takes the default of :func:`graphlossy.datasets.load`.
+        scale: size of a generated graph as a share of the original's; None takes the default.
         model: ``"gcn"``, ``"sage"``, ``"gat"``, ``"gcn2"`` or ``"gin"``.
         layers: number of graph convolutions.
         hidden: width of the hidden layers.
@@ -54,7 +69,7 @@ class TrainConfig:
         bits: bits per stored element; one compressed scheme for each.
         budget: bytes for the saved tensors, such as ``"1.5GiB"``; takes the place of ``bits``.
         schemes: ``"baseline"``, ``"compressed"`` or both.
-        epochs: full-batch steps of each run.
+        epochs: passes of each run over the training nodes: one step each, or one for every mini-batch of ``sampler``.
         seeds: number of runs of each scheme, with seeds ``seed, seed + 1, ...``.
         seed: the first seed.
         split: number of the split into training, validation and test nodes; None gives every seed its own.
@@ -62,8 +77,25 @@ class TrainConfig:
         weight_decay: L2 penalty of Adam.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         amp: bfloat16 autocast in the forward pass, of every scheme.
-        adj: how the model is given the graph, ``"edge_index"`` or ``"csr"`` (a sparse CSR ``adj_t``).
+        adj: how the model is given the graph, ``"edge_index"`` or ``"csr"`` (a sparse CSR ``adj_t``). Where the edges
+            carry weights it is always ``"csr"``.
         threads: CPU threads; None leaves torch's choice.
+        sampler: kind of mini-batch of :func:`graphlossy.sampler.make_loader`; None trains on the full batch.
+        batch_size: training nodes of a neighbour-sampled batch; nodes, edges or walks of a GraphSAINT subgraph;
+            clusters of a cluster batch. None: see :func:`graphlossy.train.sampling_defaults`.
+        num_neighbors: neighbours drawn of each node, one number a layer, -1 for all; None is 15, 10, 5, 5, ...
+        num_parts: clusters of ``"cluster"``.
+        walk_length: steps of ``"saint-walk"``.
+        num_workers: processes that prepare the batches; the batches do not depend on it.
+        sparsify: thins the graph once before training: ``"METHOD:SHARE"``, such as ``"degree:0.5"``, with a method of
+            :func:`graphlossy.sparsify.sparsify` and the share of edges to keep. With ``sampler="sparsify"`` it is
+            thinned anew in every epoch.
+        sparsify_eval: evaluates on the thinned graph too, as DSpar does; otherwise on the full graph.
+        reweight: weighs the edges that are kept so that sums over neighbours are right in expectation. None: yes,
+            except for ``"gat"``, which takes no weights, and for ``"local-degree"``, whose choice is not random.
+        eval_every: epochs from one evaluation to the next; the last epoch is always evaluated.
+        eval_batch: nodes at a time in a layer-by-layer evaluation; None evaluates in one forward pass.
+        preset: the name of the settings that this started from, see :meth:`from_preset`; changes nothing by itself.
 
     Raises:
         TrainError: a setting is out of range; the message names it and what is allowed.
@@ -98,20 +130,40 @@ class TrainConfig:
     amp: bool = False
     adj: str = "edge_index"
     threads: int | None = None
+    root: str | None = None
+    scale: float | None = None
+    sampler: str | None = None
+    batch_size: int | None = None
+    num_neighbors: tuple[int, ...] | None = None
+    num_parts: int | None = None
+    walk_length: int | None = None
+    num_workers: int = 0
+    sparsify: str | None = None
+    sparsify_eval: bool = False
+    reweight: bool | None = None
+    eval_every: int = 1
+    eval_batch: int | None = None
+    preset: str | None = None
 
     def __post_init__(self) -> None:
-        _text("dataset", self.dataset)
-        if self.budget is not None:
-            _text("budget", self.budget)
-        for name in ("norm", "amp"):
-            if not isinstance(getattr(self, name), bool):
-                raise TrainError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        check_text("dataset", self.dataset)
+        for name in ("root", "budget"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
+        for name in ("norm", "amp", "sparsify_eval"):
+            check_flag(name, getattr(self, name))
+        if self.reweight is not None:
+            check_flag("reweight", self.reweight)
         for name in ("bits", "schemes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        _choice("model", self.model, tuple(MODELS))
-        _choice("adj", self.adj, ADJACENCIES)
+        if self.num_neighbors is not None:
+            object.__setattr__(self, "num_neighbors", tuple(self.num_neighbors))
+        check_choice("model", self.model, tuple(MODELS))
+        check_choice("adj", self.adj, ADJACENCIES)
+        if self.preset is not None:
+            check_choice("preset", self.preset, tuple(PRESETS))
         for scheme in self.schemes:
-            _choice("schemes", scheme, SCHEMES)
+            check_choice("schemes", scheme, SCHEMES)
         if not self.schemes or len(set(self.schemes)) < len(self.schemes):
             raise TrainError(f"schemes must name baseline, compressed or both once, got {','.join(self.schemes)!r}")
         for bits in self.bits:
@@ -120,30 +172,80 @@ class TrainConfig:
         if not self.bits or len(set(self.bits)) < len(self.bits):
             raise TrainError(f"bits must be different numbers out of 1, 2, 3, 4 and 8, got {list(self.bits)}")
         for name, most in (("layers", 10_000), ("hidden", 2**24), ("heads", 2**24), ("epochs", None), ("seeds", None)):
-            _at_least(name, getattr(self, name), 1, most)
-        if self.threads is not None:
-            _at_least("threads", self.threads, 1, MOST_THREADS)
+            check_size(name, getattr(self, name), 1, most)
+        check_size("eval_every", self.eval_every, 1)
+        for name, most in (("threads", MOST_THREADS), ("eval_batch", None)):
+            if getattr(self, name) is not None:
+                check_size(name, getattr(self, name), 1, most)
         if self.split is not None:
-            _at_least("split", self.split, 0)
-        _at_least("seed", self.seed, 0)
+            check_size("split", self.split, 0)
+        check_size("seed", self.seed, 0)
         if self.seed + self.seeds > 2**63:
             raise TrainError(f"seed must be below 2**63, got {self.seed}")
         if not 0 <= self.dropout < 1:
             raise TrainError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        if not 0 < self.lr <= LARGEST:
-            raise TrainError(f"lr must be a positive number of at most {LARGEST:g}, got {self.lr}")
-        if not 0 <= self.weight_decay <= LARGEST:
-            raise TrainError(
-                f"weight_decay must be 0 or a positive number of at most {LARGEST:g}, got {self.weight_decay}"
-            )
+        check_number("lr", self.lr, LARGEST)
+        check_number("weight_decay", self.weight_decay, LARGEST, zero=True)
+        if self.scale is not None:
+            check_number("scale", self.scale, LARGEST)
         if self.model == "gat" and self.hidden % self.heads:
             raise TrainError(
                 f"hidden must be a multiple of heads for gat, got hidden {self.hidden}, heads {self.heads}"
             )
         if self.budget is not None:
-            _check_budget(self.budget)
+            check_budget(self.budget)
             if "compressed" not in self.schemes:
                 raise TrainError("budget is for compressed runs, but schemes leaves them out")
+        check_sampling(self)
+
+    @classmethod
+    def from_preset(cls, preset: str, dataset: str, **settings: Any) -> TrainConfig:
+        """The settings of a preset, with those that are given in place of its own.
+
+        Args:
+            preset: ``"ogb"``: OGB's reference configuration for the data set.
+            dataset: ``"ogbn-arxiv"``, ``"ogbn-products"``, ``"ogbn-proteins"`` or their stand-ins ``"synth-..."``.
+            settings: any others of :class:`TrainConfig`.
+
+        Raises:
+            TrainError: there is no such preset for the data set, or a setting is out of range.
+
+        Example:
+            >>> config = TrainConfig.from_preset("ogb", "ogbn-arxiv", model="sage", epochs=5)
+            >>> config.layers, config.hidden, config.norm, config.seeds, config.epochs
+            (3, 256, True, 10, 5)
+        """
+        found = preset_settings(preset, dataset, settings.get("sampler"))
+        return cls(dataset=dataset, preset=preset, **{**found, **settings})
+
+    @property
+    def reweighted(self) -> bool:
+        """Whether the edges that sparsification keeps carry weights."""
+        if self.sparsify is None or self.reweight is False:
+            return False
+        return self.model != "gat" and parse_sparsify(self.sparsify)[0] not in NOT_REWEIGHTED
+
+    @property
+    def thinned_once(self) -> bool:
+        """Whether the graph is thinned before training."""
+        return self.sparsify is not None and self.sampler != "sparsify"
+
+    @property
+    def normalized_outside(self) -> bool:
+        """Whether GCN's normalisation is part of the graph instead of the layer.
+
+        It is where training and evaluation see different graphs, whose degrees are then those of the full graph, and
+        for a sparse matrix, of which every layer would keep a normalised copy.
+        """
+        apart = self.sampler is not None or self.sparsify is not None or self.eval_batch is not None
+        return self.model in ("gcn", "gcn2") and (apart or self.adj == "csr")
+
+    @property
+    def needs_csr(self) -> bool:
+        """Whether the model is given a sparse CSR matrix, because that was asked for or the edges carry weights."""
+        weighted = self.reweighted or self.normalized_outside
+        drawn = self.sampler in WEIGHTED_SAMPLERS or (self.sampler == "neighbor" and self.model == "gin")
+        return self.adj == "csr" or weighted or (drawn and self.model != "gat")
 
     def comparison(self) -> tuple[Scheme, ...]:
         """The schemes to train, the baseline first."""
@@ -157,7 +259,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values for JSON."""
-        return {**asdict(self), "bits": list(self.bits), "schemes": list(self.schemes)}
+        values = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -173,30 +276,3 @@ class TrainConfig:
             return cls(**values)
         except TypeError as error:
             raise TrainError(f"settings of the wrong type: {error}") from None
-
-
-def _check_budget(budget: str) -> None:
-    try:
-        positive = parse_bytes(budget) > 0
-    except (ValueError, TypeError):
-        positive = False
-    if not positive:
-        raise TrainError(f"budget must be a positive size such as 800MiB or 1.5GiB, got {budget!r}")
-
-
-def _at_least(name: str, value: int, least: int, most: int | None = None) -> None:
-    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        raise TrainError(f"{name} must be a whole number {allowed}, got {value!r}")
-
-
-def _text(name: str, value: str) -> None:
-    if not isinstance(value, str) or "\0" in value:
-        raise TrainError(f"{name} must be a text, got {value!r}")
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise TrainError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{hint}")

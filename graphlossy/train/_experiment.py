@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,15 +16,17 @@ from typing import Any
 
 import torch
 
+from graphlossy.train._batches import make_batches
 from graphlossy.train._checkpoint import write_json, write_text
 from graphlossy.train._config import MOST_THREADS, TrainConfig
+from graphlossy.train._device import is_out_of_memory, resolve_device
 from graphlossy.train._errors import TrainError
 from graphlossy.train._folder import FolderExistsError, RunFolder, default_folder
-from graphlossy.train._run import Run, is_out_of_memory
+from graphlossy.train._run import Run
 from graphlossy.train._summary import summarize
 from graphlossy.train._task import Task, load_task
 
-__all__ = ["Experiment", "Interrupted", "Observer", "resolve_device"]
+__all__ = ["Experiment", "Interrupted", "Observer"]
 
 
 class Interrupted(Exception):
@@ -79,8 +82,9 @@ class Experiment:
         self.device = resolve_device(config.device)
         if not checkpoint_seconds >= 0:
             raise TrainError(f"checkpoint_seconds must be 0 or a positive number, got {checkpoint_seconds}")
-        if config.amp and config.adj == "csr" and self.device.type == "cpu":
-            raise TrainError("torch has no bfloat16 sparse CSR product on the CPU; leave out --amp or --adj csr")
+        if config.amp and config.needs_csr and self.device.type == "cpu":
+            what = "--adj csr" if config.adj == "csr" else "--sampler and --sparsify, whose edges carry weights"
+            raise TrainError(f"torch has no bfloat16 sparse CSR product on the CPU; leave out --amp or {what}")
         # What a resumed run must repeat is written down as it was here, not as it may be found to be there.
         threads = config.threads or min(torch.get_num_threads(), MOST_THREADS)
         self.config = replace(config, device=str(self.device), threads=threads, dataset=_absolute(config.dataset))
@@ -190,7 +194,8 @@ class Experiment:
                 ) from None
 
     def _runs(self, seed: int, task: Task) -> list[Run]:
-        return [Run(scheme, seed, task, self.config) for scheme in self.config.comparison()]
+        batches = make_batches(task, task.split(seed - self.config.seed), self.config, seed, self.device)
+        return [Run(scheme, seed, task, self.config, batches) for scheme in self.config.comparison()]
 
     def _train(self, task: Task, observer: Observer) -> None:
         done = {result["seed"] for result in self.results}
@@ -264,36 +269,6 @@ class Experiment:
                 signal.signal(number, handler)
 
 
-def resolve_device(name: str) -> torch.device:
-    """The torch device of a name; ``"auto"`` is CUDA where there is one.
-
-    Raises:
-        TrainError: the name is not known or this machine has no such device.
-
-    Example:
-        >>> resolve_device("cpu")
-        device(type='cpu')
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise TrainError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise TrainError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            why = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
-            raise TrainError(f"device {name} is not available: {why}; use --device cpu")
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise TrainError(
-                f"device {name} is not available: there are {count} CUDA devices (cuda:0 to cuda:{count - 1})"
-            )
-    return device
-
-
 def _absolute(dataset: str) -> str:
     from graphlossy.datasets import names
 
@@ -325,7 +300,11 @@ def _torch_settings(config: TrainConfig, device: torch.device) -> Iterator[None]
             torch.use_deterministic_algorithms(True)
             # Filling fresh memory with NaN is a debugging aid that costs a write of every tensor.
             switches.fill_uninitialized_memory = False
-        yield
+        with warnings.catch_warnings():
+            # torch says both once in a process that touches a sparse matrix; neither is for the user to act on.
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

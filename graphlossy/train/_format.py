@@ -6,7 +6,7 @@ from typing import Any
 
 from graphlossy.core.budget import format_bytes
 
-__all__ = ["METRIC_NAMES", "comparison_rows", "format_size"]
+__all__ = ["METRIC_NAMES", "comparison_notes", "comparison_rows", "format_size"]
 
 METRIC_NAMES = {"accuracy": "test accuracy, %", "rocauc": "test ROC-AUC, %"}
 
@@ -34,10 +34,40 @@ def comparison_rows(summary: dict[str, Any]) -> list[list[str]]:
     schemes = summary["schemes"]
     rows = [["", *(scheme["run"] for scheme in schemes)]]
     rows.append([METRIC_NAMES[summary["metric"]], *(_metric(scheme) for scheme in schemes)])
+    reference = summary.get("reference")
+    if reference is not None:
+        figure = f"{100 * reference['test']:.2f} ± {100 * reference['std']:.2f}"
+        cell = figure if reference["comparable"] else f"({figure}: not comparable)"
+        rows.append(["OGB leaderboard, %", *(cell for _ in schemes)])
     for name, key in (("saved for backward", "saved_bytes"), ("peak during the step", "peak_bytes")):
         rows.append([name, *(format_size(scheme[key]) + _ratio(scheme, key, 3) for scheme in schemes)])
     rows.append(["seconds per epoch", *(_seconds(scheme) for scheme in schemes)])
     return rows
+
+
+def comparison_notes(summary: dict[str, Any]) -> list[str]:
+    """What must be read with the table: what the leaderboard's figure is, and that data are generated.
+
+    Example:
+        >>> reference = dict(dataset="ogbn-arxiv", model="gcn", method="full batch", test=0.7174, std=0.0029,
+        ...                  comparable=False, remark="synthetic stand-in: not comparable")
+        >>> data = dict(name="synth-arxiv", synthetic=True, reference="ogbn-arxiv")
+        >>> for note in comparison_notes(dict(data=data, reference=reference)):
+        ...     print(note)
+        synth-arxiv is a synthetic stand-in for ogbn-arxiv: its scores say nothing of the scores there.
+        OGB leaderboard: ogbn-arxiv, gcn, full batch, 71.74 ± 0.29 (synthetic stand-in: not comparable).
+    """
+    data, reference, notes = summary["data"], summary.get("reference"), []
+    if data.get("synthetic"):
+        of = f" stand-in for {data['reference']}" if data.get("reference") else " graph"
+        there = "there" if data.get("reference") else "on real data"
+        notes.append(f"{data['name']} is a synthetic{of}: its scores say nothing of the scores {there}.")
+    if reference is not None:
+        figure = f"{100 * reference['test']:.2f} ± {100 * reference['std']:.2f}"
+        remark = f" ({reference['remark']})" if reference["remark"] else ""
+        what = f"{reference['dataset']}, {reference['model']}, {reference['method']}"
+        notes.append(f"OGB leaderboard: {what}, {figure}{remark}.")
+    return notes
 
 
 def _metric(scheme: dict[str, Any]) -> str:

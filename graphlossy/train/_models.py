@@ -41,13 +41,27 @@ class GraphNet(nn.Module):
 
     def forward(self, x: Tensor, adj: Tensor) -> Tensor:
         """Scores ``[N, out]`` from features ``x`` ``[N, in]`` and ``adj``, an edge_index or a sparse CSR ``adj_t``."""
-        for i, conv in enumerate(self.convs[:-1]):
-            x = conv(x, adj)
-            if self.norms is not None:
-                x = self.norms[i](x)
-            x = F.elu(x) if self.activation == "elu" else F.relu(x)
-            x = F.dropout(x, p=self.dropout, training=self.training)
-        return self.convs[-1](x, adj)
+        for i in range(len(self.convs)):
+            x = self.layer(i, x, x, adj)
+        return x
+
+    def before(self, x: Tensor) -> Tensor:
+        """What the first layer is given."""
+        return x
+
+    def layer(self, i: int, x: Tensor, x0: Tensor, adj: Tensor) -> Tensor:
+        """Convolution ``i`` and what follows it; ``x0`` is for networks whose layers see the first hidden state."""
+        x = self.convs[i](x, adj)
+        if i == len(self.convs) - 1:
+            return x
+        if self.norms is not None:
+            x = self.norms[i](x)
+        x = F.elu(x) if self.activation == "elu" else F.relu(x)
+        return F.dropout(x, p=self.dropout, training=self.training)
+
+    def after(self, x: Tensor) -> Tensor:
+        """The scores, from what the last layer returned."""
+        return x
 
 
 class GCN2(nn.Module):
@@ -62,6 +76,7 @@ class GCN2(nn.Module):
         norm: BatchNorm after every convolution.
         alpha: strength of the initial residual.
         theta: strength of the identity mapping, divided by the layer's number.
+        normalize: whether the layers normalise the graph, once; otherwise its values are taken as they are.
     """
 
     def __init__(
@@ -74,32 +89,54 @@ class GCN2(nn.Module):
         norm: bool = True,
         alpha: float = 0.1,
         theta: float = 0.5,
+        normalize: bool = True,
     ) -> None:
         from torch_geometric.nn import GCN2Conv
 
         super().__init__()
         self.first = nn.Linear(inputs, hidden)
-        self.convs = nn.ModuleList(GCN2Conv(hidden, alpha, theta, layer + 1, cached=True) for layer in range(layers))
+        self.convs = nn.ModuleList(
+            GCN2Conv(hidden, alpha, theta, layer + 1, cached=normalize, normalize=normalize) for layer in range(layers)
+        )
         self.norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(layers)) if norm else None
         self.last = nn.Linear(hidden, out)
         self.dropout = dropout
 
     def forward(self, x: Tensor, adj: Tensor) -> Tensor:
         """Scores ``[N, out]`` from features ``x`` ``[N, in]`` and ``adj``, an edge_index or a sparse CSR ``adj_t``."""
-        x = x0 = F.relu(self.first(x))
-        for i, conv in enumerate(self.convs):
-            x = F.dropout(x, p=self.dropout, training=self.training)
-            x = conv(x, x0, adj)
-            if self.norms is not None:
-                x = self.norms[i](x)
-            x = F.relu(x)
+        x = x0 = self.before(x)
+        for i in range(len(self.convs)):
+            x = self.layer(i, x, x0, adj)
+        return self.after(x)
+
+    def before(self, x: Tensor) -> Tensor:
+        """The first hidden state."""
+        return F.relu(self.first(x))
+
+    def layer(self, i: int, x: Tensor, x0: Tensor, adj: Tensor) -> Tensor:
+        """Dropout, convolution ``i``, norm and activation; ``x0`` is the first hidden state."""
         x = F.dropout(x, p=self.dropout, training=self.training)
-        return self.last(x)
+        x = self.convs[i](x, x0, adj)
+        if self.norms is not None:
+            x = self.norms[i](x)
+        return F.relu(x)
+
+    def after(self, x: Tensor) -> Tensor:
+        """The scores, from what the last layer returned."""
+        return self.last(F.dropout(x, p=self.dropout, training=self.training))
 
 
 def build_model(
-    name: str, inputs: int, hidden: int, out: int, layers: int, dropout: float, norm: bool = True, heads: int = 4
-) -> nn.Module:
+    name: str,
+    inputs: int,
+    hidden: int,
+    out: int,
+    layers: int,
+    dropout: float,
+    norm: bool = True,
+    heads: int = 4,
+    normalize: bool = True,
+) -> GraphNet | GCN2:
     """One of :data:`MODELS`, with weights drawn from torch's global generator.
 
     Args:
@@ -111,6 +148,8 @@ def build_model(
         dropout: probability that dropout zeroes an element.
         norm: BatchNorm between the layers.
         heads: attention heads of ``"gat"``; must divide ``hidden``.
+        normalize: whether the layers of ``"gcn"`` and ``"gcn2"`` normalise the graph, once, as it stays the same;
+            False takes the values of a sparse matrix as they are.
 
     Raises:
         ValueError: ``name`` is not a key of :data:`MODELS`.
@@ -125,12 +164,11 @@ def build_model(
     from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 
     if name == "gcn2":
-        return GCN2(inputs, hidden, out, layers, dropout, norm)
+        return GCN2(inputs, hidden, out, layers, dropout, norm, normalize=normalize)
     widths = [inputs, *[hidden] * (layers - 1), out]
     pairs = list(zip(widths[:-1], widths[1:], strict=True))
     if name == "gcn":
-        # The graph stays the same, so its normalised edge weights are computed once.
-        convs: list[nn.Module] = [GCNConv(a, b, cached=True) for a, b in pairs]
+        convs: list[nn.Module] = [GCNConv(a, b, cached=normalize, normalize=normalize) for a, b in pairs]
     elif name == "sage":
         convs = [SAGEConv(a, b) for a, b in pairs]
     elif name == "gat":

@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from graphlossy.train._format import METRIC_NAMES, comparison_rows, format_size
+from graphlossy.train._format import METRIC_NAMES, comparison_notes, comparison_rows, format_size
 from graphlossy.train._svg import Bar, Line, bar_chart, line_chart
 
 __all__ = ["render_report"]
@@ -34,7 +34,9 @@ def render_report(summary: dict[str, Any], results: Sequence[dict[str, Any]], li
         f"<h1>{escape(data['name'])}, {escape(settings['model'])}: what compressed training costs</h1>",
         f"<p>{data['nodes']:,} nodes, {data['edges']:,} edges, {data['features']:,} features; "
         f"{data['train_nodes']:,} training, {data['valid_nodes']:,} validation and {data['test_nodes']:,} test nodes. "
-        f"{settings['seeds']} seeds of {settings['epochs']} epochs on {escape(summary['device'])}.</p>",
+        f"{settings['seeds']} seeds of {settings['epochs']} epochs on {escape(summary['device'])}."
+        f"{escape(_training(summary))}</p>",
+        *(f"<p><strong>{escape(note)}</strong></p>" for note in comparison_notes(summary)),
         _table(comparison_rows(summary), first_is_head=True),
         '<p class="note">In brackets: ratio to the baseline. The metric is the mean and the standard deviation over '
         "seeds, each seed's test score taken at its best validation epoch. Saved bytes include scales, offsets and "
@@ -72,6 +74,25 @@ def render_report(summary: dict[str, Any], results: Sequence[dict[str, Any]], li
     )
 
 
+def _training(summary: dict[str, Any]) -> str:
+    """What the runs were trained on, where it is not the whole graph at once."""
+    data, settings = summary["data"], summary["settings"]
+    text = ""
+    if settings["sparsify"] is not None:
+        share = 100 * data["train_edges"] / max(data["edges"], 1)
+        where = "training and evaluation" if settings["sparsify_eval"] else "training"
+        kept = f" to {data['train_edges']:,} edges, {share:.1f} %"
+        if settings["sampler"] == "sparsify":
+            where, kept = "every epoch", " anew"
+        text += f" For {where} the graph was thinned{kept} ({settings['sparsify']})."
+    if settings["sampler"] is not None:
+        text += (
+            f" Mini-batches by the sampler {settings['sampler']}; saved bytes are those of the largest batch of an "
+            "epoch, the peak is that of an epoch."
+        )
+    return text
+
+
 def _forward_note(settings: dict[str, Any]) -> str:
     note = (
         "Compression rounds nothing in the forward pass: its values are those of the baseline, up to the order of "
@@ -85,7 +106,7 @@ def _forward_note(settings: dict[str, Any]) -> str:
 def _curves(lines: Sequence[dict[str, Any]], labels: list[str], key: str, factor: float) -> list[Line]:
     found = []
     for colour, label in enumerate(labels):
-        ours = [line for line in lines if line["run"] == label]
+        ours = [line for line in lines if line["run"] == label and line[key] is not None]
         seeds = sorted({line["seed"] for line in ours})
         for seed in seeds:
             points = [(line["epoch"], factor * line[key]) for line in ours if line["seed"] == seed]

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graphlossy._compress import Ledger, compress, load_switch_state, restore, switch_state
-from graphlossy.core.budget import format_bytes, parse_bytes
+from graphlossy._compress import compress, load_switch_state, restore, switch_state
+from graphlossy.train._batches import Batch, Batches, make_batches
 from graphlossy.train._config import Scheme, TrainConfig
+from graphlossy.train._counting import Compression, batch_loss, count_loss, count_plain, ledger_records, sum_saved
+from graphlossy.train._device import is_out_of_memory, resolve_device
 from graphlossy.train._errors import TrainError
+from graphlossy.train._evaluation import forward, layerwise
 from graphlossy.train._memory import PeakMeter
 from graphlossy.train._models import build_model
 from graphlossy.train._task import Task
 
-__all__ = ["OUT_OF_MEMORY", "Run", "is_out_of_memory"]
+__all__ = ["OUT_OF_MEMORY", "Run"]
 
 OUT_OF_MEMORY = "out of memory"
 # Memory is measured in the second and third step (the first one also makes Adam's state) and in the last; these steps
-# begin by handing freed memory back to the system, so the median time per epoch leaves them out.
+# begin by handing freed memory back to the system, so the median time per epoch leaves them out. It also leaves out an
+# epoch of mini-batches whose saved bytes are counted.
 MEASURED = (2, 3)
 
 
@@ -35,8 +37,9 @@ class Run:
     Args:
         scheme: what is kept for the backward pass.
         seed: seeds the weights, dropout and the rounding noise; equal seeds start every scheme from equal weights.
-        task: the graph and its labels, on the device to train on.
+        task: the graph and its labels.
         config: the settings.
+        batches: what each epoch trains on; None makes what ``config`` asks for.
 
     Attributes:
         epoch: epochs done.
@@ -44,9 +47,13 @@ class Run:
         best: epoch, metrics and weights at the best validation score.
     """
 
-    def __init__(self, scheme: Scheme, seed: int, task: Task, config: TrainConfig) -> None:
+    def __init__(
+        self, scheme: Scheme, seed: int, task: Task, config: TrainConfig, batches: Batches | None = None
+    ) -> None:
         self.scheme, self.seed, self.task, self.config = scheme, seed, task, config
-        self.device = task.x.device
+        self.device = resolve_device(config.device)
+        self.split = task.split(seed - config.seed)
+        self.batches = make_batches(task, self.split, config, seed, self.device) if batches is None else batches
         self.epoch = 0
         self.status = "running"
         self.best: dict[str, Any] = {"epoch": 0, "valid": -math.inf, "test": math.nan, "weights": {}}
@@ -54,7 +61,9 @@ class Run:
         self.peaks: list[int] = []
         self.peak_kind = ""
         self.records: list[dict[str, Any]] = []
-        self.split = task.split(seed - config.seed)
+        self._loss_records: list[dict[str, Any]] = []  # of a full batch, whose loss is the same in every epoch
+        self._counted: tuple[tuple[int, int], int] | None = None
+        self._timed = True
         with torch.random.fork_rng(devices=self._cuda()):
             torch.manual_seed(seed)
             self.model = build_model(
@@ -66,16 +75,16 @@ class Run:
                 config.dropout,
                 config.norm,
                 config.heads,
+                normalize=not config.normalized_outside,
             ).to(self.device)
             self._rng = self._read_rng()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self._loss_records = self._count_loss()
-        self.ledger = self._compress(self.model) if scheme.compressed else None
+        self.compression = Compression(scheme, self.model) if scheme.compressed else None
 
     # -- one epoch --------------------------------------------------------------------------------------------------
 
     def step(self) -> dict[str, Any]:
-        """One full-batch step and an evaluation; returns the line for ``metrics.jsonl``.
+        """One epoch and an evaluation, where one is due; returns the line for ``metrics.jsonl``.
 
         Running out of memory ends the run with the status ``"out of memory"`` and does not raise: that the baseline
         does not fit is a result.
@@ -98,8 +107,6 @@ class Run:
     def _train_and_evaluate(self) -> dict[str, Any]:
         epoch = self.epoch + 1
         measured = epoch in MEASURED or epoch == self.config.epochs
-        if epoch == 1 and not self.scheme.compressed:
-            self.records = self._count_baseline()
         loss, seconds, peak = self._train(measured)
         if not math.isfinite(loss):
             raise TrainError(
@@ -107,14 +114,15 @@ class Run:
                 f"(now {self.config.lr:g})"
             )
         start = time.perf_counter()
-        scores = self._evaluate()
-        evaluation = time.perf_counter() - start
+        due = epoch % self.config.eval_every == 0 or epoch == self.config.epochs
+        scores = self._evaluate() if due else dict.fromkeys(self.split._fields)
+        evaluation = time.perf_counter() - start if due else None
         self.epoch = epoch
-        if not measured:
+        if self._timed:
             self.seconds.append(seconds)
         if peak is not None:
             self.peaks.append(peak)
-        if scores["valid"] > self.best["valid"]:
+        if scores["valid"] is not None and scores["valid"] > self.best["valid"]:
             weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self.best = {"epoch": epoch, "valid": scores["valid"], "test": scores["test"], "weights": weights}
         if epoch == self.config.epochs:
@@ -134,7 +142,19 @@ class Run:
         }
 
     def _train(self, measured: bool) -> tuple[float, float, int | None]:
-        task = self.task
+        """Trains one epoch; returns its mean loss, seconds, and peak memory where that is measured."""
+        plain = self.compression is None
+        count = not self.records or (measured and not plain)
+        self._timed = not measured and not (count and self.batches.sampled)
+        if not self.batches.sampled and (count or measured):
+            batch = next(iter(self.batches.epoch(self.epoch + 1)))
+            self._loss_records = self._loss_records or count_loss(self.task, batch)
+            if count and plain:
+                self.records = count_plain(self.model, batch, self.config.amp) + self._loss_records
+                count = False
+        # The batches of a sampler are never seen again: what plain autograd saves is counted as they go by.
+        counter = compress(self.model, bits=None, seed=0) if count and plain else None
+        ledger = counter
         meter = PeakMeter(self.device) if measured else None
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -142,38 +162,67 @@ class Run:
             meter.start()
         self._synchronize()
         start = time.perf_counter()
+        losses, most, tracked = [], -1, 0
         try:
-            out = self._forward(self.model)
-        except ValueError:
-            if self.ledger is None or self.scheme.budget is None:
-                raise
-            raise self._over_budget(self.ledger) from None
-        loss = task.loss(out, self.split.train)
-        loss.backward()
-        self.optimizer.step()
-        value = loss.item()
+            for batch in self.batches.epoch(self.epoch + 1):
+                losses.append(self._step(batch) * batch.share)
+                if not (count or measured):
+                    continue
+                ledger = counter if self.compression is None else self.compression.ledger
+                if ledger is None:
+                    continue
+                loss_records = self._loss_records or count_loss(self.task, batch)
+                tracked = max(tracked, ledger.peak_saved_bytes + sum_saved(loss_records))
+                if count and ledger.saved_bytes + sum_saved(loss_records) > most:
+                    self.records = ledger_records(ledger) + loss_records
+                    most = self.saved_bytes
+        finally:
+            if counter is not None:
+                restore(self.model)
+        if not losses:
+            raise TrainError("no batch of the epoch holds a training node; give a larger batch_size")
+        value = float(sum(losses[1:], losses[0]))
         self._synchronize()
         seconds = time.perf_counter() - start
         peak = meter.stop() if meter is not None else None
         if meter is not None:
             self.peak_kind = meter.kind
-        if self.ledger is not None and (measured or not self.records):
-            self.records = [asdict(record) for record in self.ledger.records] + self._loss_records
-            if meter is not None and meter.kind == "saved":
-                peak = self.ledger.peak_saved_bytes + _sum_saved(self._loss_records)
-        elif meter is not None and meter.kind == "saved":
-            peak = self.saved_bytes
+            if meter.kind == "saved":
+                peak = tracked or self.saved_bytes
         return value, seconds, peak
 
-    def _forward(self, model: torch.nn.Module) -> Tensor:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.amp):
-            return model(self.task.x, self.task.adj).float()
+    def _step(self, batch: Batch) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_bytes = 0
+        if self.compression is not None and self.scheme.budget is not None:
+            loss_bytes = self._loss_bytes(batch)
+            self.compression.fit(loss_bytes)
+        try:
+            out = forward(self.model, batch.x, batch.adj, self.config.amp)
+        except ValueError:
+            if self.compression is None or self.scheme.budget is None:
+                raise
+            raise self.compression.over_budget(loss_bytes) from None
+        loss = batch_loss(self.task, out, batch)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _loss_bytes(self, batch: Batch) -> int:
+        rows = (len(batch.rows), batch.x.shape[0])
+        if self._counted is None or self._counted[0] != rows:
+            self._counted = rows, sum_saved(count_loss(self.task, batch))
+        return self._counted[1]
 
     @torch.no_grad()
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float | None]:
         self.model.eval()
-        out = self._forward(self.model)
-        return {name: self.task.score(out, rows) for name, rows in self.split.items()}
+        task, amp = self.task, self.config.amp
+        if self.config.eval_batch is not None:
+            out = layerwise(self.model, task.x, task.adj, self.config.eval_batch, self.device, amp)
+        else:
+            out = forward(self.model, task.x, task.adj, amp)
+        return {name: task.score(out, rows) for name, rows in self.split.items()}
 
     def rehearse(self) -> None:
         """Runs one forward pass on a copy of the model, so that a budget that cannot be met shows before training.
@@ -181,52 +230,16 @@ class Run:
         Raises:
             TrainError: the scheme's byte budget cannot be met.
         """
+        if self.compression is None:
+            return
         with torch.random.fork_rng(devices=self._cuda()):
-            probe = restore(copy.deepcopy(self.model)).train()
-            ledger = self._compress(probe)
             try:
-                self._forward(probe)
-            except ValueError:
-                raise self._over_budget(ledger) from None
+                batch = next(self.batches.epoch(1), None)
+                if batch is not None:
+                    self.compression.rehearse(self.task, batch, self.config.amp)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-
-    def _count_baseline(self) -> list[dict[str, Any]]:
-        """What plain autograd saves, counted on a copy of the model so that training itself runs without hooks."""
-        probe = copy.deepcopy(self.model).train()
-        ledger = compress(probe, bits=None)
-        try:
-            with torch.random.fork_rng(devices=self._cuda()):
-                for _ in range(2):  # in the first pass layers build what they keep from step to step
-                    out = self._forward(probe)
-                    del out
-            return [asdict(record) for record in ledger.records] + self._loss_records
-        finally:
-            restore(probe)
-
-    def _count_loss(self) -> list[dict[str, Any]]:
-        """What the loss saves, exact under every scheme."""
-        out = torch.zeros(self.task.x.shape[0], self.task.outputs, device=self.device, requires_grad=True)
-        with compress(bits=None, seed=0) as ledger:  # a seed leaves torch's generator alone
-            loss = self.task.loss(out * 1.0, self.split.train)
-        del loss
-        return [{**asdict(record), "module": "loss"} for record in ledger.records]
-
-    def _compress(self, model: torch.nn.Module) -> Ledger:
-        if self.scheme.budget is None:
-            return compress(model, bits=self.scheme.bits)
-        # The budget is for all that is saved; the loss, which is kept as it is, takes its part first.
-        room = parse_bytes(self.scheme.budget) - _sum_saved(self._loss_records)
-        return compress(model, budget=max(room, 1))
-
-    def _over_budget(self, ledger: Ledger) -> TrainError:
-        need = ledger.saved_bytes + _sum_saved(self._loss_records)
-        return TrainError(
-            f"--budget {self.scheme.budget} cannot be met: a step saves {need} bytes ({format_bytes(need)}) with every "
-            "tensor at its lowest width (1 bit; masks, exact tensors and the loss included); give at least "
-            f"{need}B, or a smaller model"
-        )
 
     def _give_up(self) -> dict[str, Any]:
         self.status = OUT_OF_MEMORY
@@ -240,7 +253,7 @@ class Run:
     @property
     def saved_bytes(self) -> int:
         """Bytes kept for the backward pass, metadata included."""
-        return _sum_saved(self.records)
+        return sum_saved(self.records)
 
     def result(self) -> dict[str, Any]:
         """What the summary and the report need, as plain values."""
@@ -310,14 +323,3 @@ class Run:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _sum_saved(records: list[dict[str, Any]]) -> int:
-    return sum(record["saved_bytes"] for record in records)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that there is not enough memory, on a GPU or on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))

@@ -8,6 +8,7 @@ from typing import Any
 from graphlossy.train._config import TrainConfig
 from graphlossy.train._folder import versions
 from graphlossy.train._memory import PEAK_KINDS
+from graphlossy.train._presets import compare_reference
 from graphlossy.train._run import OUT_OF_MEMORY
 from graphlossy.train._task import Task
 
@@ -30,7 +31,8 @@ def summarize(
         ``schemes`` has one entry per scheme: ``test_mean``, ``test_std`` (sample standard deviation over seeds, of the
         test metric at the best validation epoch), ``saved_bytes``, ``peak_bytes`` (each seed's highest; their median)
         and ``seconds_per_epoch`` (median), and under ``ratio`` each of the last three and the mean divided by the
-        baseline's. What was not measured is None.
+        baseline's. What was not measured is None. ``reference`` is the leaderboard's figure for OGB's data sets and
+        their stand-ins, with ``comparable`` and ``remark``.
     """
     schemes = [
         _scheme(scheme.label, [r for r in results if r["run"] == scheme.label]) for scheme in config.comparison()
@@ -46,6 +48,7 @@ def summarize(
         "versions": versions(),
         "data": task.describe(),
         "metric": task.metric,
+        "reference": compare_reference(task.reference, task.synthetic, config.to_dict()),
         "peak_measured_as": "; ".join(PEAK_KINDS[kind] for kind in kinds) or None,
         "schemes": schemes,
         "runs": [{key: value for key, value in r.items() if key not in ("records", "seconds")} for r in results],

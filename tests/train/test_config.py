@@ -42,6 +42,34 @@ from graphlossy.train import TrainConfig, TrainError, resolve_device
         ({"layers": 10**9}, "layers"),
         ({"lr": 1e300}, "lr must be a positive number of at most 1e+30, got 1e+300"),
         ({"weight_decay": 1e300}, "weight_decay"),
+        ({"sampler": "neighbour"}, "did you mean neighbor"),
+        ({"batch_size": 10}, "batch_size is for sampler neighbor, degree-neighbor"),
+        ({"batch_size": 0, "sampler": "neighbor"}, "batch_size must be a whole number from 1"),
+        ({"num_neighbors": (5, 5, 5)}, "but there is no sampler"),
+        ({"num_neighbors": (5, 5), "sampler": "neighbor"}, "one number for each of the 3 layers, got 5,5"),
+        ({"num_neighbors": (5, 0, 5), "sampler": "neighbor"}, "num_neighbors"),
+        ({"num_parts": 4, "sampler": "neighbor"}, "num_parts is for sampler cluster, but there is sampler neighbor"),
+        ({"walk_length": 2, "sampler": "cluster"}, "walk_length is for sampler saint-walk"),
+        ({"num_workers": 2}, "num_workers"),
+        ({"num_workers": -1, "sampler": "neighbor"}, "num_workers"),
+        ({"batch_size": 9, "sampler": "sparsify"}, "batch_size"),
+        ({"sparsify": "degre:0.5"}, "did you mean degree"),
+        ({"sparsify": "degree"}, "METHOD:SHARE"),
+        ({"sparsify": "degree:0"}, "above 0 and at most 1"),
+        ({"sparsify": "degree:1.5"}, "above 0 and at most 1"),
+        ({"sparsify": "degree:nan"}, "above 0 and at most 1"),
+        ({"sparsify_eval": True}, "sparsify_eval needs sparsify"),
+        ({"reweight": False}, "reweight needs sparsify"),
+        ({"sparsify": "degree:0.5", "reweight": True, "model": "gat"}, "reweight is not for gat"),
+        ({"sparsify": "local-degree:0.5", "reweight": True}, "reweight is not for sparsify local-degree"),
+        ({"sampler": "sparsify"}, "sampler sparsify needs sparsify"),
+        ({"sparsify": "random:0.5", "sampler": "sparsify"}, "must be degree:SHARE, got 'random:0.5'"),
+        ({"sparsify": "degree:0.5", "sampler": "sparsify", "sparsify_eval": True}, "sparsify_eval"),
+        ({"eval_every": 0}, "eval_every"),
+        ({"eval_batch": 0}, "eval_batch"),
+        ({"scale": 0.0}, "scale must be a positive number"),
+        ({"root": 3}, "root must be a text"),
+        ({"preset": "dgl"}, "preset"),
     ],
 )
 def test_a_bad_setting_is_named(settings, words):
@@ -60,7 +88,7 @@ def test_schemes_of_a_comparison():
 def test_settings_survive_json():
     import json
 
-    config = TrainConfig(bits=(4, 2), budget="2MiB", threads=3)
+    config = TrainConfig(bits=(4, 2), budget="2MiB", threads=3, sampler="neighbor", num_neighbors=(4, -1, 2))
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 

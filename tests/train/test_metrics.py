@@ -44,3 +44,40 @@ def test_auc_refuses_shapes_that_differ():
 
 def test_accuracy():
     assert accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])) == 0.75
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
+def test_auc_of_every_type_of_score(dtype):
+    scores = torch.tensor([-3, -1, 0, 0, 2, -7, 5]).to(dtype)
+    labels = torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    assert roc_auc(scores, labels) == pytest.approx(area_by_pairs(scores.tolist(), labels.tolist()), abs=1e-12)
+
+
+def test_auc_takes_minus_zero_for_zero():
+    assert roc_auc(torch.tensor([0.0, -0.0]), torch.tensor([0, 1])) == 0.5
+
+
+def test_auc_of_many_tasks_is_the_mean_of_theirs():
+    scores, labels = torch.randn(60, 37).round(decimals=1), (torch.rand(60, 37) < 0.4).float()
+    labels[torch.rand(60, 37) < 0.1] = float("nan")
+    expected = []
+    for j in range(37):
+        known = ~labels[:, j].isnan()
+        expected.append(area_by_pairs(scores[known, j].tolist(), labels[known, j].tolist()))
+    assert roc_auc(scores, labels) == pytest.approx(sum(expected) / 37, abs=1e-12)
+
+
+def test_scores_are_those_of_ogbs_evaluator(task):
+    from dataclasses import replace
+
+    from graphlossy.datasets import ogb_evaluate
+
+    rows = torch.arange(200)
+    out = torch.randn(300, 40).round(decimals=1)
+    accuracy_task = replace(task, y=torch.randint(40, (300,)))
+    official = ogb_evaluate("ogbn-arxiv", accuracy_task.y[rows], out[rows].argmax(dim=1))
+    assert accuracy_task.score(out, rows) == pytest.approx(official, abs=1e-12)
+    out = torch.randn(300, 112).round(decimals=1)
+    several = replace(task, y=(torch.rand(300, 112) < 0.3).float(), metric="rocauc")
+    official = ogb_evaluate("ogbn-proteins", several.y[rows], out[rows])
+    assert several.score(out, rows) == pytest.approx(official, abs=1e-9)

@@ -15,10 +15,10 @@ CONFIG = TrainConfig(dataset="toy", layers=3, hidden=64, epochs=1, seeds=1, devi
 @pytest.mark.parametrize("adj", ["edge_index", "csr"])
 @pytest.mark.parametrize("model", ["gcn", "sage", "gat", "gcn2", "gin"])
 def test_saved_bytes_are_those_of_the_plan(model, adj, task):
-    from graphlossy.train._task import _adjacency
+    from graphlossy.train._adjacency import build_adjacency
 
     config = replace(CONFIG, model=model, adj=adj)
-    task = replace(task, adj=_adjacency(task.adj, len(task.x), adj))
+    task = replace(task, adj=build_adjacency(task.adj, len(task.x), adj))
     for scheme in config.comparison():
         run = Run(scheme, 0, task, config)
         found = plan(
