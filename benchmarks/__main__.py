@@ -17,7 +17,8 @@ EXAMPLES = """\
   python -m benchmarks --tiny --out-dir /tmp/results          all of them in a minute or two; no figures"""
 
 # Quick ones first. Each is a module of its own with more options: python -m benchmarks.NAME --help
-CPU = ("core_speed", "bits_per_element", "memory", "accuracy")
+CPU = ("core_speed", "bits_per_element", "sparsify", "sampler", "gradients", "sparsify_speed", "memory", "accuracy",
+       "sparsify_accuracy", "combined", "largest")  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

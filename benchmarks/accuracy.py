@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +25,7 @@ from benchmarks import _report
 from benchmarks._tasks import PROTOCOLS, load
 from benchmarks._variants import VARIANTS, Runner
 
-__all__ = ["main", "summarize", "train"]
+__all__ = ["locked", "main", "results_of", "score", "summarize", "train"]
 
 EXAMPLES = """\
   python -m benchmarks.accuracy --planetoid-root data --tolokers data/tolokers.npz    everything, half an hour
@@ -119,7 +119,7 @@ def bars(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """One writer of ``path`` at a time, among all processes of this machine."""
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     with open(Path(tempfile.gettempdir()) / f"graphlossy-{name}.lock", "w") as file:
@@ -130,7 +130,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _save(path: Path, new: list[dict[str, Any]], fresh: bool = False) -> dict[str, Any]:
     """Adds runs to the file, whoever else has written to it meanwhile; ``fresh``: to an empty one."""
     data = _report.header("accuracy", {"graph": "adj_t", "model": "gcn", "threads_per_run": 1})
-    with _locked(path):
+    with locked(path):
         old = _report.earlier(path, data, fresh)
         # Runs under another protocol than today's cannot stand beside new ones.
         stored = old.get("protocols", {})
@@ -153,17 +153,19 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _results(runs: list[tuple[Any, ...]], jobs: int) -> Iterator[dict[str, Any]]:
-    """What :func:`train` returns for each of ``runs``, as they finish; each run has one thread."""
+def results_of(
+    function: Callable[..., dict[str, Any]], runs: list[tuple[Any, ...]], jobs: int
+) -> Iterator[dict[str, Any]]:
+    """What ``function`` returns for each of ``runs``, as they finish; each run has one thread."""
     threads = torch.get_num_threads()
     if jobs == 1:
         _one_thread()
-        yield from (train(*run) for run in runs)
+        yield from (function(*run) for run in runs)
         torch.set_num_threads(threads)
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # for the workers, which start as fresh processes
     with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
-        for future in as_completed([pool.submit(train, *run) for run in runs]):
+        for future in as_completed([pool.submit(function, *run) for run in runs]):
             yield future.result()
 
 
@@ -194,7 +196,9 @@ def main(argv: list[str] | None = None) -> None:
     wanted = [(d, s, i) for i in range(seeds) for d in datasets for s in schemes]
     todo = [key for key in wanted if done.get(key) != (args.epochs or PROTOCOLS[key[0]].epochs)]
     print(f"{len(todo)} runs to do, {len(wanted) - len(todo)} are there already", flush=True)
-    for number, run in enumerate(_results([(d, paths[d], s, i, args.epochs) for d, s, i in todo], args.jobs), 1):
+    for number, run in enumerate(
+        results_of(train, [(d, paths[d], s, i, args.epochs) for d, s, i in todo], args.jobs), 1
+    ):
         data = _save(args.out, [run])
         line = f"[{number}/{len(todo)}] {run['dataset']:13} {run['scheme']:14} seed {run['seed']}"
         print(f"{line}: test {run['test']:6.2f}  ({run['seconds']:.1f} s)", flush=True)

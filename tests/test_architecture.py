@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compress": {"autograd", "core"},
     "nn": {"autograd", "core"},
     "sparsify": {"autograd", "core"},
-    "sampler": {"autograd", "core"},
+    "sampler": {"sparsify", "autograd", "core"},
     "plan": {"compress", "nn", "autograd", "core"},
     "train": _OPERATIONS | {"datasets"},
     "outliers": _OPERATIONS,
@@ -155,7 +155,14 @@ def test_public_names() -> None:
         _ = graphlossy.compres
 
 
-PUBLIC = ["graphlossy", "graphlossy.core", "graphlossy.nn", "graphlossy.autograd", "graphlossy.datasets"]
+PUBLIC = [
+    "graphlossy",
+    "graphlossy.core",
+    "graphlossy.nn",
+    "graphlossy.autograd",
+    "graphlossy.datasets",
+    "graphlossy.sampler",
+]
 
 
 @pytest.mark.parametrize("package", PUBLIC)
