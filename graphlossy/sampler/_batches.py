@@ -85,7 +85,7 @@ class Batches(torch.utils.data.Dataset):
         batch = self.gather(out.node, torch.stack([out.row, out.col]), out.edge)
         for name, value in weights.items():
             batch[name] = value
-        if self.split is None:
+        if self.split is None or self._train is None:
             batch.batch_size = out.num_sampled_nodes[0]
             batch.global_batch_size = items.shape[0]
             batch.num_sampled_nodes, batch.num_sampled_edges = out.num_sampled_nodes, out.num_sampled_edges

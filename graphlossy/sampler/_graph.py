@@ -40,7 +40,8 @@ class Graph:
         perm: Tensor | None = None,
         value: Tensor | None = None,
     ) -> None:
-        self._sources = {name: a for name, a in (("indptr", indptr), ("indices", indices)) if _mapping(a) is not None}
+        arrays: dict[str, Any] = {"indptr": indptr, "indices": indices}
+        self._sources = {name: array for name, array in arrays.items() if _mapping(array) is not None}
         self._watch()
         self.indptr, self.indices, self.perm, self.value = as_tensor(indptr), as_tensor(indices), perm, value
         self._check()
@@ -92,10 +93,11 @@ class Graph:
         """
         for array in self._sources.values():  # otherwise every read brings its surroundings on disk along
             _mapping(array).madvise(mmap.MADV_RANDOM)
+        self._file: tuple[_File, int] | None = None
         array = self._sources.get("indices")
-        named = isinstance(array, np.memmap) and array.filename is not None
-        self._file = None
-        if named and not array.flags.writeable and array.flags.c_contiguous and can_read_elements():
+        if not isinstance(array, np.memmap) or array.filename is None or array.flags.writeable:
+            return  # a writable map may hold what its file does not
+        if array.flags.c_contiguous and can_read_elements():
             self._file = _File(array.filename), _offset(array)
 
     def edge_ids(self, position: Tensor) -> Tensor:
@@ -129,10 +131,8 @@ class Graph:
         """Memory-mapped arrays travel to other processes by name."""
         state = dict(self.__dict__)
         for name, array in self._sources.items():
-            state.pop(name)
-            array = array if isinstance(array, np.memmap) else None
-            if array is None or array.filename is None:
-                state[name] = getattr(self, name)
+            if isinstance(array, np.memmap) and array.filename is not None:
+                state.pop(name)
         state.pop("_file")
         state["_sources"] = {
             name: (str(a.filename), a.dtype, a.shape, _offset(a))

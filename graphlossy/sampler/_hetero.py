@@ -99,30 +99,30 @@ def sample_hetero_hops(
     parts: dict[EdgeType, list[dict[str, Any]]] = {kind: [] for kind in graph.graphs}
     for hop in range(max((len(f) for f in fanouts.values()), default=0)):
         end = {kind: ids.shape[0] for kind, ids in known.items()}
-        for number, (kind, part) in enumerate(graph.graphs.items()):
-            src, _, dst = kind
+        for number, (relation, part) in enumerate(graph.graphs.items()):
+            src, _, dst = relation
             keys = known[dst][first[dst] : end[dst]]
-            trees = keys // max(1, graph.num_nodes[dst]) if disjoint else None
+            owner = keys // max(1, graph.num_nodes[dst]) if disjoint else None
             frontier = keys % max(1, graph.num_nodes[dst]) if disjoint else keys
             position, counts, expected = sample_neighbors(
                 part.indptr,
                 frontier,
-                fanouts[kind][hop],
+                fanouts[relation][hop],
                 replace=draw.replace,
-                weight=weights.get(kind),
-                stream=None if trees is None else root[trees],
+                weight=weights.get(relation),
+                stream=None if owner is None else root[owner],
                 seed=fold(seed, hop, number),
             )
             found = part.sources(position)
-            if trees is not None:
-                found += (trees * graph.num_nodes[src]).repeat_interleave(counts)
+            if owner is not None:
+                found += (owner * graph.num_nodes[src]).repeat_interleave(counts)
             fresh, local = relabel(known[src], found, 0 if disjoint else graph.num_nodes[src])
             col = torch.arange(first[dst], end[dst]).repeat_interleave(counts)
             made: dict[str, Any] = {"row": local, "col": col, "edge": position}
             if draw.weighted:
-                one = Draw(draw.replace, weights.get(kind), True, draw.mean)
+                one = Draw(draw.replace, weights.get(relation), True, draw.mean)
                 made["weight"] = one.edge_weight(part, frontier, position, counts, expected)
-            parts[kind].append(made)
+            parts[relation].append(made)
             known[src] = torch.cat([known[src], fresh])
         for kind in known:
             num_nodes[kind].append(known[kind].shape[0] - end[kind])

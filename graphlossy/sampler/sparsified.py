@@ -57,7 +57,7 @@ class DegreeSparsifySampler(SubgraphSampler):
     ) -> None:
         super().__init__(data, seed)
         self.reweight = check_flag("reweight", reweight)
-        self._amount = {"ratio": ratio, "epsilon": epsilon, "num_samples": num_samples}
+        self._amount: dict[str, Any] = {"ratio": ratio, "epsilon": epsilon, "num_samples": num_samples}
         if sum(value is not None for value in self._amount.values()) != 1:
             raise ValueError(f"give exactly one of ratio, epsilon and num_samples, got {self._amount}")
         graph = self.graph

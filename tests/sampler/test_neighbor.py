@@ -113,11 +113,8 @@ def test_hops_batches_and_trees_are_independent() -> None:
     assert agree["trees"] == 200 and 1 <= agree["batches"] < 60  # 200 / 15 for independent draws
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("options", WEIGHTED, ids=str)
+@pytest.mark.parametrize(("options", "num_workers"), [(o, 0) for o in WEIGHTED] + [({}, 2), (WEIGHTED[4], 2)], ids=str)
 def test_workers_change_nothing_in_pygs_loader(random_data, options: dict, num_workers: int) -> None:
-    if num_workers and options not in ({}, WEIGHTED[4]):
-        pytest.skip("processes are slow to start")
     data = random_data(weight=True)
     sampler = NeighborSampler(data, [3, 2], weighted=True, seed=7, **options)
     seeds = data.train_mask.nonzero().squeeze(1)
