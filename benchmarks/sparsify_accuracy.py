@@ -69,7 +69,13 @@ def train(dataset: str, path: str | None, method: str, share: float, seed: int) 
     rows = [m.nonzero().squeeze(1) for m in masks]
     x = data.x / data.x.sum(1, keepdim=True).clamp(min=1) if dataset == "cora" else data.x
     begin = time.perf_counter()
-    edges, weight = thin(data.edge_index, data.num_nodes, method, share, seed)
+    key = {"dataset": dataset, "method": method if share < 1 else "all", "share": share, "seed": seed}
+    try:
+        edges, weight = thin(data.edge_index, data.num_nodes, method, share, seed)
+    except ValueError as error:  # local degree keeps an edge of every node, however small the share
+        if "out of reach" not in str(error):
+            raise
+        return {**key, "out_of_reach": str(error)}
     seconds = time.perf_counter() - begin
     thinned = adjacency(protocol.model, edges, weight, data.num_nodes)
     whole = adjacency(protocol.model, data.edge_index, None, data.num_nodes)
@@ -91,8 +97,7 @@ def train(dataset: str, path: str | None, method: str, share: float, seed: int) 
                 found = _scores(net, x, adj, data.y, rows[1:], protocol.metric)
                 best[view] = max(best[view], found, key=lambda pair: pair[0])
     return {
-        "dataset": dataset, "method": method if share < 1 else "all", "share": share, "seed": seed,
-        "kept": edges.shape[1] / data.num_edges, "thinning_seconds": round(seconds, 4),
+        **key, "kept": edges.shape[1] / data.num_edges, "thinning_seconds": round(seconds, 4),
         "valid": best["thinned"][0], "test": best["thinned"][1], "test_whole": best["whole"][1],
         "seconds": round(time.perf_counter() - begin, 2),
     }  # fmt: skip
@@ -108,7 +113,7 @@ def _scores(net: Any, x: Tensor, adj: Tensor, y: Tensor, rows: list[Tensor], met
 def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per data set, method and share: test scores with spread, and DSpar's lead over it by equal seeds."""
     cells: dict[tuple[str, str, float], dict[int, dict[str, Any]]] = {}
-    for run in runs:
+    for run in (run for run in runs if "out_of_reach" not in run):
         cells.setdefault((run["dataset"], run["method"], run["share"]), {})[run["seed"]] = run
     rows = []
     for (dataset, method, share), found in cells.items():
@@ -182,8 +187,10 @@ def main(argv: list[str] | None = None) -> None:
     for number, run in enumerate(results_of(train, todo, args.jobs), 1):
         _save(args.out, [run])
         cell = f"{run['dataset']} {run['method']:18} {run['share']:4} seed {run['seed']}"
-        scores = f"test {run['test']:.2f}, on the whole graph {run['test_whole']:.2f}"
-        print(f"[{number}/{len(todo)}] {cell}: {scores} ({run['seconds']} s)", flush=True)
+        scores = run.get("out_of_reach")
+        if scores is None:
+            scores = f"test {run['test']:.2f}, on the whole graph {run['test_whole']:.2f} ({run['seconds']} s)"
+        print(f"[{number}/{len(todo)}] {cell}: {scores}", flush=True)
 
 
 def _path(name: str, given: str | None) -> str | None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch_geometric.nn import GCNConv, SAGEConv
 
+from benchmarks import studies
 from benchmarks._thinned import adjacency, thin
 
-STUDIES = ("sparsify_speed", "sparsify_accuracy", "combined", "largest")
+STUDIES = ("sparsify_speed", "sparsify_accuracy", "combined", "largest", "studies", "sampler", "papers_memory")
 
 
 def call(name: str, *options: object) -> None:
@@ -68,6 +69,8 @@ def test_accuracy_over_shares(tmp_path: Path) -> None:
     assert len(data["runs"]) == 6  # two seeds of the whole graph and of two methods
     (random,) = [row for row in data["summary"] if row["method"] == "random"]
     assert random["seeds"] == [0, 1] and "lead" in random
+    table = studies.render("sparsify_accuracy", data)
+    assert f"{random['test']['mean']:.2f} ± {random['test']['std']:.2f}" in table and "(2 seeds)" in table
     call("sparsify_accuracy", "--out", out, "--picture", tmp_path / "curves.svg")
     assert (tmp_path / "curves.svg").stat().st_size > 1000
 
@@ -75,7 +78,9 @@ def test_accuracy_over_shares(tmp_path: Path) -> None:
 def test_speed_says_the_ideal(tmp_path: Path) -> None:
     out = tmp_path / "sparsify_speed.json"
     call("sparsify_speed", "--tiny", "--models", "gcn", "--threads", 1, "--out", out)
-    cells = json.loads(out.read_text())["results"][0]["shares"]
+    data = json.loads(out.read_text())
+    cells = data["results"][0]["shares"]
+    assert f"{cells[1]['speedup']:.2f} / {cells[1]['ideal']:.2f}" in studies.render("sparsify_speed", data)
     assert [cell["share_asked"] for cell in cells] == [1.0, 0.5, 0.25, 0.1, 0.0]
     assert cells[0]["ideal"] == 1 and all(cell["ideal"] > 0 for cell in cells)
 
@@ -87,3 +92,30 @@ def test_combined(tmp_path: Path) -> None:
     assert len(rows) == 18
     plain, compressed = rows[:2]
     assert plain["saved_bytes_ratio"] == 1 and compressed["saved_bytes_ratio"] > 4
+
+
+def test_the_page_shows_the_results() -> None:
+    assert studies.main(["--check"]) == 0
+    assert "Not measured yet." in studies.render("sampler", None)
+
+
+@pytest.mark.parametrize("name", ["sampler", "papers_memory"])
+def test_sampling_benchmarks(name: str, tmp_path: Path) -> None:
+    out = tmp_path / f"{name}.json"
+    call(name, "--tiny", "--out", out)
+    assert "| ---" not in (table := studies.render(name, json.loads(out.read_text()))) and table.count("|") > 10
+
+
+def test_the_largest_scale_is_searched_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = importlib.import_module("benchmarks.largest")
+
+    def child(command: str, spec: dict, limit: int | None = None) -> dict | None:
+        if command == "graph":
+            Path(spec["folder"], "scale").write_text(str(spec["scale"]))
+            return {}
+        scale = float(Path(spec["folder"], "scale").read_text())
+        return {"nodes": round(1e6 * scale), "peak_bytes": round(2**28 + 2**34 * scale)}
+
+    monkeypatch.setattr(largest, "_child", child)
+    found = largest.largest("nn-2bit", 2**32, 1, 256, (0.02, 0.04))
+    assert 0.97 * 2**32 <= found["largest"]["peak_bytes"] <= 2**32 and len(found["runs"]) == 3
