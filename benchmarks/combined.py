@@ -30,7 +30,7 @@ SAMPLERS: dict[str | None, dict[str, Any]] = {
     "cluster": {"num_parts": 40, "batch_size": 8},
 }
 # An epoch of mini-batches is many steps: fewer epochs of them, the same for both schemes.
-EPOCHS = {None: 60, "neighbor": 15, "cluster": 30}
+EPOCHS = {None: 45, "neighbor": 9, "cluster": 18}
 SHARED: dict[str, Any] = {
     "model": "sage", "layers": 2, "hidden": 128, "dropout": 0.5, "norm": True, "lr": 0.01, "adj": "csr",
     "bits": (2,), "schemes": ("baseline", "compressed"), "split": None, "device": "cpu", "eval_every": 3,

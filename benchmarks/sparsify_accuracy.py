@@ -28,7 +28,7 @@ EXAMPLES = """\
 A run that is in --out already is not run again. A data set whose files are not given is left out."""
 
 SHARES = (0.75, 0.5, 0.25, 0.1)
-EVERY = 5  # epochs between two evaluations
+EVERY = 10  # epochs between two evaluations
 
 
 class Protocol(NamedTuple):
@@ -47,7 +47,7 @@ class Protocol(NamedTuple):
 PROTOCOLS = {
     "cora": Protocol("gcn", 64, 2, False, True, 5e-4, 100, "accuracy"),
     "tolokers": Protocol("sage", 64, 2, True, False, 0.0, 100, "rocauc"),
-    "debian-packages": Protocol("sage", 64, 2, True, False, 0.0, 60, "accuracy"),
+    "debian-packages": Protocol("sage", 64, 2, True, False, 0.0, 40, "accuracy"),
     "wordnet-verbs": Protocol("gcn", 64, 2, True, False, 0.0, 60, "accuracy"),
     "synth-arxiv-tiny": Protocol("gcn", 16, 2, True, False, 0.0, 10, "accuracy"),
 }

@@ -4,13 +4,11 @@ python examples/ogbn_arxiv.py --model sage --bits 2                   the real d
 python examples/ogbn_arxiv.py --sparsify degree:0.5 --runs 3          trained on half of the edges
 python examples/ogbn_arxiv.py --sampler neighbor --budget 200MiB      mini-batches, at most 200 MiB saved
 python examples/ogbn_arxiv.py --synthetic 0.05 --epochs 20 --runs 1   a small generated stand-in, no download
+torchrun --standalone --nproc-per-node 4 examples/ogbn_arxiv.py --sampler neighbor      four processes, a GPU each
 """
 
-import sys
-
-from graphlossy.datasets import DatasetError
-from graphlossy.train import Experiment, TrainConfig, TrainError
-from graphlossy.train.ogb import PrintEpochs, ogb_parser, ogb_settings, print_summary
+from graphlossy.train import Experiment, TrainConfig
+from graphlossy.train.ogb import PrintEpochs, ogb_parser, ogb_settings, print_summary, run_script
 
 
 def main():
@@ -18,15 +16,8 @@ def main():
     # 3 layers of 256, BatchNorm, dropout 0.5, Adam at 0.01, 500 epochs, 10 runs, scored by OGB's Evaluator;
     # what the command line names takes the place of these.
     config = TrainConfig.from_preset("ogb", **ogb_settings(args))
-    try:
-        summary = Experiment(config, args.out).run(PrintEpochs())
-    except DatasetError as error:
-        raise SystemExit(f"{error}\nwithout the data, try --synthetic 0.05: a generated stand-in") from None
-    print_summary(summary)
+    print_summary(Experiment(config, args.out).run(PrintEpochs()))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TrainError as error:
-        sys.exit(f"error: {error}")
+    run_script(main, without_data="without the data, try --synthetic 0.05: a generated stand-in")

@@ -7,13 +7,11 @@ Full-batch GraphSAGE of 3 x 256 keeps tens of gigabytes for its backward pass; c
     python examples/ogbn_products.py --sampler cluster --bits 2              Cluster-GCN, 15,000 METIS parts
     python examples/ogbn_products.py --sparsify degree:0.25 --eval-batch 200000
     python examples/ogbn_products.py --synthetic 0.01 --epochs 20 --runs 1   a small generated stand-in, no download
+    torchrun --standalone --nproc-per-node 4 --max-restarts 3 examples/ogbn_products.py --sampler neighbor
 """
 
-import sys
-
-from graphlossy.datasets import DatasetError
-from graphlossy.train import Experiment, TrainConfig, TrainError
-from graphlossy.train.ogb import PrintEpochs, ogb_parser, ogb_settings, print_summary
+from graphlossy.train import Experiment, TrainConfig
+from graphlossy.train.ogb import PrintEpochs, ogb_parser, ogb_settings, print_summary, run_script
 
 
 def main():
@@ -21,15 +19,8 @@ def main():
     # 3 layers of 256 without BatchNorm, dropout 0.5, Adam at 0.01, 300 epochs, 10 runs. Sampled: 20 epochs at 0.003,
     # GraphSAINT 20 at 0.01, clusters 50 at 0.001. What the command line names takes the place of these.
     config = TrainConfig.from_preset("ogb", **ogb_settings(args))
-    try:
-        summary = Experiment(config, args.out).run(PrintEpochs())
-    except DatasetError as error:
-        raise SystemExit(f"{error}\nwithout the data, try --synthetic 0.01: a generated stand-in") from None
-    print_summary(summary)
+    print_summary(Experiment(config, args.out).run(PrintEpochs()))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TrainError as error:
-        sys.exit(f"error: {error}")
+    run_script(main, without_data="without the data, try --synthetic 0.01: a generated stand-in")

@@ -6,13 +6,11 @@ its edges' features; the score is the mean ROC-AUC of the 112 tasks.
     python examples/ogbn_proteins.py --model sage                           the real data, full batch, 10 runs
     python examples/ogbn_proteins.py --sparsify degree:0.1 --bits 2         a tenth of the edges, 2 bits a number
     python examples/ogbn_proteins.py --synthetic 0.01 --epochs 20 --runs 1  a small generated stand-in, no download
+    torchrun --standalone --nproc-per-node 4 examples/ogbn_proteins.py --sampler saint-node --eval-batch 20000
 """
 
-import sys
-
-from graphlossy.datasets import DatasetError
-from graphlossy.train import Experiment, TrainConfig, TrainError
-from graphlossy.train.ogb import PrintEpochs, ogb_parser, ogb_settings, print_summary
+from graphlossy.train import Experiment, TrainConfig
+from graphlossy.train.ogb import PrintEpochs, ogb_parser, ogb_settings, print_summary, run_script
 
 
 def main():
@@ -20,15 +18,8 @@ def main():
     # 3 layers of 256 without BatchNorm or dropout, Adam at 0.01, 1,000 epochs, evaluated every 5, 10 runs, binary cross
     # entropy over all tasks; what the command line names takes the place of these.
     config = TrainConfig.from_preset("ogb", **ogb_settings(args))
-    try:
-        summary = Experiment(config, args.out).run(PrintEpochs())
-    except DatasetError as error:
-        raise SystemExit(f"{error}\nwithout the data, try --synthetic 0.01: a generated stand-in") from None
-    print_summary(summary)
+    print_summary(Experiment(config, args.out).run(PrintEpochs()))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TrainError as error:
-        sys.exit(f"error: {error}")
+    run_script(main, without_data="without the data, try --synthetic 0.01: a generated stand-in")

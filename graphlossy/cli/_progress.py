@@ -81,6 +81,12 @@ class ProgressBars(Observer):
 def _training(experiment: Experiment, task: Task) -> list[str]:
     """What is trained on, where it is not the whole graph at once."""
     config, size, notes = experiment.config, task.describe(), []
+    if experiment.rank.world_size > 1:
+        shared = "the loss is shared" if config.sampler is None else "the batches are shared"
+        bits = "float32" if config.gradient_bits is None else f"{config.gradient_bits} bits"
+        notes.append(f"{experiment.rank.world_size} processes: {shared}, gradients travel in {bits}")
+    elif config.gradient_bits is not None:
+        notes.append("one process: gradients do not travel, and gradient_bits changes nothing")
     if size["synthetic"]:
         notes.append(f"synthetic stand-in for {size['reference']}" if size["reference"] else "synthetic graph")
     if task.sparsify_seconds is not None:

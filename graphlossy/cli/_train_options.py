@@ -94,6 +94,9 @@ _OPTIONS = [
     _option("--amp", is_flag=True, help="bfloat16 autocast in the forward pass of every run."),
     _option("--adj", metavar="edge_index|csr", help="How the model is given the graph: plain edge_index or a sparse "
             "CSR matrix."),
+    _option("--gradient-bits", type=int, metavar="N", help="Under torchrun: send gradients in 1, 2, 3, 4 or 8 bits "
+            "between the processes instead of float32."),
+    _option("--gradient-feedback", is_flag=True, help="Add what rounding a gradient lost to the next one."),
     _option("--threads", type=int, help="CPU threads.  [default: torch's choice]"),
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from graphlossy.cli._errors import user_errors
+from graphlossy.cli._ranks import RankCommand
 from graphlossy.cli._progress import ProgressBars
 from graphlossy.cli._train_options import folder_name, setting_options
 from graphlossy.datasets import DatasetError
@@ -24,13 +25,14 @@ from graphlossy.train import (
     comparison_notes,
     comparison_rows,
 )
+from graphlossy.train.distributed import is_main
 
 __all__ = ["command"]
 
 NOT_SETTINGS = ("out", "resume", "as_json", "quiet", "checkpoint_seconds")
 
 
-@click.command(name="train")
+@click.command(name="train", cls=RankCommand)
 @setting_options
 @click.option(
     "--out",
@@ -72,12 +74,17 @@ def command(ctx: click.Context, **options: Any) -> None:
       graphlossy train --dataset synth-arxiv --sparsify degree:0.5 --adj csr
       graphlossy train --device cuda --amp --json > summary.json
       graphlossy train --resume runs/wordnet-verbs-gcn-20260101-120000
+
+    \b
+    On several processes, GPUs (one each) or machines: torchrun. With --max-restarts they go on by themselves.
+      torchrun --standalone --nproc-per-node 2 --max-restarts 3 -m graphlossy train --sampler neighbor
+      torchrun --standalone --nproc-per-node 8 -m graphlossy train --device cuda --gradient-bits 4
     """
-    errors = Console(stderr=True)
+    errors = Console(stderr=True, quiet=not is_main())
     with user_errors(TrainError, DatasetError):
         experiment = _experiment(ctx, options)
         try:
-            if options["quiet"] or options["as_json"]:
+            if options["quiet"] or options["as_json"] or not is_main():
                 summary = experiment.run(Observer())
             else:
                 with ProgressBars(errors) as bars:
@@ -93,7 +100,8 @@ def command(ctx: click.Context, **options: Any) -> None:
             else:
                 errors.print("stopped before training began; nothing was written")
             ctx.exit(130)
-    _show(summary, experiment, options["as_json"])
+    if experiment.rank.is_main:
+        _show(summary, experiment, options["as_json"])
     if not any(scheme["seeds"] for scheme in summary["schemes"]):
         raise click.UsageError(
             "no run was finished: every scheme ran out of memory; give a smaller --hidden or --layers"
@@ -144,7 +152,8 @@ def _table(summary: dict[str, Any]) -> Table:
     data, settings = summary["data"], summary["settings"]
     mark = " (synthetic stand-in)" if data["synthetic"] and data["reference"] else ""
     what = f"{escape(str(data['name']))}{mark}, {settings['model']}"
-    title = f"{what}, {settings['seeds']} seeds (in brackets: ratio to the baseline)"
+    ranks = f", {summary['world_size']} processes" if summary.get("world_size", 1) > 1 else ""
+    title = f"{what}, {settings['seeds']} seeds{ranks} (in brackets: ratio to the baseline)"
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(head):
         table.add_column(name, justify="left" if i == 0 else "right")

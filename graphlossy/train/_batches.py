@@ -12,6 +12,7 @@ from torch import Tensor
 from graphlossy.train._adjacency import model_graph
 from graphlossy.train._checks import parse_sparsify
 from graphlossy.train._config import TrainConfig
+from graphlossy.train._ddp_model import partition
 from graphlossy.train._errors import TrainError
 from graphlossy.train._task import Split, Task, TrainGraph
 
@@ -63,13 +64,15 @@ class FullBatch:
     Args:
         task: the data.
         split: whose training nodes carry the loss.
+        rank: number of this process among ``world_size`` that share the training nodes.
+        world_size: number of processes.
     """
 
     sampled = False
 
-    def __init__(self, task: Task, split: Split) -> None:
+    def __init__(self, task: Task, split: Split, rank: int = 0, world_size: int = 1) -> None:
         adj = task.adj if task.train_adj is None else task.train_adj
-        self._batch = Batch(task.x, adj, task.y, split.train)
+        self._batch = Batch(task.x, adj, task.y, partition(split.train, rank, world_size))
 
     def __len__(self) -> int:
         return 1
@@ -115,6 +118,7 @@ class SampledBatches:
             raise TrainError(f"the task was made without sampler {config.sampler}; make it with the same settings")
         source: TrainGraph = task.source
         self._task, self._config, self._device, self._source = task, config, device, source
+        self._alone = world_size == 1
         train = split.train.cpu()
         self._train_nodes = len(train)
         data = Data(x=source.x, edge_index=source.edge_index, y=task.y.cpu())
@@ -145,11 +149,14 @@ class SampledBatches:
         return len(self._loader)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch ``number``, on the device; those without a training node are left out."""
+        """The batches of epoch ``number``, on the device.
+
+        Those without a training node are left out, except where other processes may have one in the same step.
+        """
         self._loader.set_epoch(number)
         for drawn in self._loader:
             batch = self._convert(drawn)
-            if batch.rows.numel():
+            if batch.rows.numel() or not self._alone:
                 yield batch
 
     def _convert(self, drawn: Any) -> Batch:
@@ -177,11 +184,13 @@ class SampledBatches:
         )
 
 
-def make_batches(task: Task, split: Split, config: TrainConfig, seed: int, device: torch.device) -> Batches:
-    """The batches that ``config`` asks for."""
+def make_batches(
+    task: Task, split: Split, config: TrainConfig, seed: int, device: torch.device, rank: int = 0, world_size: int = 1
+) -> Batches:
+    """The batches that ``config`` asks for, or what the process ``rank`` of ``world_size`` has of them."""
     if config.sampler is None:
-        return FullBatch(task, split)
-    return SampledBatches(task, split, config, seed, device)
+        return FullBatch(task, split, rank, world_size)
+    return SampledBatches(task, split, config, seed, device, rank, world_size)
 
 
 def sampling_defaults(config: TrainConfig, nodes: int, train_nodes: int) -> dict[str, Any]:

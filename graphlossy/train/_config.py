@@ -95,6 +95,9 @@ class TrainConfig:
             except for ``"gat"``, which takes no weights, and for ``"local-degree"``, whose choice is not random.
         eval_every: epochs from one evaluation to the next; the last epoch is always evaluated.
         eval_batch: nodes at a time in a layer-by-layer evaluation; None evaluates in one forward pass.
+        gradient_bits: bits of a gradient's number on its way between processes, see
+            :func:`graphlossy.train.gradients.compress_gradients`; None sends float32. One process sends nothing.
+        gradient_feedback: add what rounding a gradient lost to the next one.
         preset: the name of the settings that this started from, see :meth:`from_preset`; changes nothing by itself.
 
     Raises:
@@ -143,6 +146,8 @@ class TrainConfig:
     reweight: bool | None = None
     eval_every: int = 1
     eval_batch: int | None = None
+    gradient_bits: int | None = None
+    gradient_feedback: bool = False
     preset: str | None = None
 
     def __post_init__(self) -> None:
@@ -150,7 +155,7 @@ class TrainConfig:
         for name in ("root", "budget"):
             if getattr(self, name) is not None:
                 check_text(name, getattr(self, name))
-        for name in ("norm", "amp", "sparsify_eval"):
+        for name in ("norm", "amp", "sparsify_eval", "gradient_feedback"):
             check_flag(name, getattr(self, name))
         if self.reweight is not None:
             check_flag("reweight", self.reweight)
@@ -169,6 +174,10 @@ class TrainConfig:
         for bits in self.bits:
             if bits not in BITS:
                 raise TrainError(f"bits must be 1, 2, 3, 4 or 8, got {bits}")
+        if self.gradient_bits is not None and (isinstance(self.gradient_bits, bool) or self.gradient_bits not in BITS):
+            raise TrainError(f"gradient_bits must be 1, 2, 3, 4 or 8, got {self.gradient_bits!r}")
+        if self.gradient_feedback and self.gradient_bits is None:
+            raise TrainError("gradient_feedback needs gradient_bits, such as 4")
         if not self.bits or len(set(self.bits)) < len(self.bits):
             raise TrainError(f"bits must be different numbers out of 1, 2, 3, 4 and 8, got {list(self.bits)}")
         for name, most in (("layers", 10_000), ("hidden", 2**24), ("heads", 2**24), ("epochs", None), ("seeds", None)):

@@ -136,10 +136,10 @@ def _device(name: str, local_rank: int | None) -> torch.device:
     if found.index is not None:
         raise TrainError(f"device {name} names one GPU, but every process needs its own; use --device cuda")
     count = torch.cuda.device_count()
-    if local_rank >= count:
+    here = _number(os.environ, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else local_rank + 1
+    if max(here, local_rank + 1) > count:  # so that all processes of the machine find it, not the last ones only
         raise TrainError(
-            f"process {local_rank + 1} of this machine finds {count} GPU(s); use --nproc-per-node {count}, or "
-            "--device cpu"
+            f"{here} processes on this machine find {count} GPU(s); use --nproc-per-node {count}, or --device cpu"
         )
     return torch.device("cuda", local_rank)
 
@@ -257,7 +257,9 @@ def is_main() -> bool:
         >>> is_main()
         True
     """
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"  # before the processes have met, and after they have parted
 
 
 def control_group() -> Any:

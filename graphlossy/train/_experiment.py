@@ -6,12 +6,8 @@ import os
 import shlex
 import signal
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,14 +15,21 @@ import torch
 from graphlossy.train._batches import make_batches
 from graphlossy.train._checkpoint import write_json, write_text
 from graphlossy.train._config import MOST_THREADS, TrainConfig
+from graphlossy.train._ddp_collectives import gather_objects, on_all, on_main
+from graphlossy.train._ddp_group import Rank, is_main, is_peer_failure, session
+from graphlossy.train._ddp_launch import agree, check_alike, launch_name, restart_folder
 from graphlossy.train._device import is_out_of_memory, resolve_device
 from graphlossy.train._errors import TrainError
 from graphlossy.train._folder import FolderExistsError, RunFolder, default_folder
 from graphlossy.train._run import Run
+from graphlossy.train._signals import Signals
 from graphlossy.train._summary import summarize
+from graphlossy.train._surroundings import memory_errors, torch_settings
 from graphlossy.train._task import Task, load_task
 
 __all__ = ["Experiment", "Interrupted", "Observer"]
+
+TIMEOUT = 1800.0  # seconds that a process waits for the others: one of them may generate a graph
 
 
 class Interrupted(Exception):
@@ -44,7 +47,10 @@ class Interrupted(Exception):
 
 
 class Observer:
-    """Told what happens during an experiment; every method may be overridden and does nothing here."""
+    """Told what happens during an experiment; every method may be overridden and does nothing here.
+
+    Of the processes of a torchrun job only rank 0 has one.
+    """
 
     def started(self, experiment: Experiment, task: Task) -> None:
         """The data are loaded and training begins or goes on."""
@@ -61,9 +67,13 @@ class Experiment:
 
     The schemes of one seed take turns, an epoch each, so that a machine that slows down slows all of them.
 
+    Under torchrun all processes make the same experiment and train it together; rank 0 alone writes. Processes that
+    torchrun starts anew go on from the last checkpoint.
+
     Args:
         config: the settings.
-        folder: the run folder; None makes ``runs/<dataset>-<model>-<timestamp>``.
+        folder: the run folder; None makes ``runs/<dataset>-<model>-<timestamp>``, or one named after torchrun's
+            run id where processes may be started anew.
         checkpoint_seconds: least time between two checkpoints; 0 writes one after every epoch.
 
     Raises:
@@ -88,15 +98,17 @@ class Experiment:
         # What a resumed run must repeat is written down as it was here, not as it may be found to be there.
         threads = config.threads or min(torch.get_num_threads(), MOST_THREADS)
         self.config = replace(config, device=str(self.device), threads=threads, dataset=_absolute(config.dataset))
-        self.folder = RunFolder(default_folder(config) if folder is None else folder)
+        found = restart_folder(config) if folder is None else folder
+        self.folder = RunFolder(default_folder(config) if found is None else found)
+        self.rank = Rank(0, 1, 0, self.device)  # until the processes meet
         self.resumed = False
         self.results: list[dict[str, Any]] = []
         self.active: list[Run] = []
         self._checkpoint_seconds = checkpoint_seconds
         self._last_checkpoint = time.monotonic()
-        self._signal: int | None = None
+        self._signals = Signals()
         self._fingerprint = 0
-        self._default_folder, self._created = folder is None, False
+        self._default_folder, self._created = found is None, False
 
     @classmethod
     def resume(cls, folder: Path, checkpoint_seconds: float = 5.0) -> Experiment:
@@ -120,56 +132,107 @@ class Experiment:
             TrainError: bad data, a folder that cannot be written, a budget that cannot be met, a diverged loss.
             Interrupted: SIGINT or SIGTERM came; the checkpoint is written. A second SIGINT raises KeyboardInterrupt.
         """
-        observer = observer or Observer()
+        observer = observer if observer is not None and is_main() else Observer()
+        stopped: Interrupted | None = None
+        summary: dict[str, Any] = {}
         # Signals first: libraries that are imported on the way swallow a KeyboardInterrupt.
-        with self._signals(observer), _torch_settings(self.config, self.device):
-            with _memory_errors("the data"):
-                task = load_task(self.config, self.device) if task is None else task
-                self._fingerprint = task.fingerprint()
-            self._stop_if_asked()
+        with (
+            self._signals.caught(observer.stopping),
+            session(self.config.device, TIMEOUT) as self.rank,
+            torch_settings(self.config, self.device),
+        ):
+            self.device = self.rank.device
             try:
-                with _memory_errors("the model"):
-                    state = self._open(task)
-                    self._restore(state, task)
-                observer.started(self, task)
-                self._train(task, observer)
-                return self._finish(task)
-            except OSError as error:
-                raise TrainError(f"cannot write run folder {self.folder.path}: {error.strerror or error}") from None
-            except TrainError:
-                if self._created and not self.results and not any(run.epoch for run in self.active):
-                    self.folder.discard()
-                raise
-            finally:
-                self.folder.close()
+                summary = self._run(observer, task)
+            except Interrupted as stop:  # on which all processes agreed: they part as if they were done
+                stopped = stop
+        if stopped is not None:
+            raise stopped
+        return summary
 
     # -- steps of run -----------------------------------------------------------------------------------------------
 
+    def _run(self, observer: Observer, task: Task | None) -> dict[str, Any]:
+        self._check_alike()
+        with memory_errors("the data"):
+            task = self._load() if task is None else task
+            self._fingerprint = task.fingerprint()
+        self._check_data()
+        self._stop_if_asked()
+        try:
+            with memory_errors("the model"):
+                self._restore(self._open(task), task)
+            observer.started(self, task)
+            self._train(task, observer)
+            return on_main(lambda: self._finish(task))
+        except OSError as error:
+            raise TrainError(f"cannot write run folder {self.folder.path}: {error.strerror or error}") from None
+        except TrainError:
+            if self._created and not self.results and not any(run.epoch for run in self.active):
+                self.folder.discard()
+            raise
+        finally:
+            self.folder.close()
+
+    def _check_alike(self) -> None:
+        if self.rank.world_size > 1:
+            self.config = replace(self.config, threads=check_alike(self.config.to_dict()))
+            torch.set_num_threads(self.config.threads or 1)
+
+    def _load(self) -> Task:
+        if self.rank.world_size == 1:
+            return load_task(self.config, self.device)
+        # One process of a machine first: it may have to generate or convert the data.
+        first = self.rank.local_rank == 0
+        found = on_all(lambda: load_task(self.config, self.device) if first else None)
+        return on_all(lambda: load_task(self.config, self.device) if found is None else found)
+
+    def _check_data(self) -> None:
+        everywhere = gather_objects(self._fingerprint)
+        for rank, fingerprint in enumerate(everywhere):
+            if fingerprint != everywhere[0]:
+                raise TrainError(f"rank {rank} has other data than rank 0 under the name {self.config.dataset}")
+
     def _open(self, task: Task) -> dict[str, Any] | None:
-        if self.resumed:
-            return self.folder.reopen()
+        """The checkpoint to go on from; None at the beginning, with the runs made and the folder too."""
+        if on_main(self._to_be_continued):
+            self.resumed = True
+            return on_main(self._reopen)
         self.active = self._runs(self.config.seed, task)
+        on_all(self._rehearse)
+        self._stop_if_asked()
+        path = Path(on_main(self._create))
+        if not self.rank.is_main:
+            self.folder = RunFolder(path)  # for messages; rank 0 writes
+        return None
+
+    def _to_be_continued(self) -> bool:
+        return self.resumed or (self.rank.restarts > 0 and self.folder.made_by(launch_name()))
+
+    def _rehearse(self) -> None:
         for run in self.active:
             if run.scheme.budget is not None:
                 run.rehearse()
-        self._stop_if_asked()
+
+    def _create(self) -> str:
         while not self._created:
             try:
-                self.folder.create(self.config)
+                self.folder.create(self.config, launch_name())
                 self._created = True
             except FolderExistsError:
                 if not self._default_folder:
                     raise
                 self.folder = RunFolder(default_folder(self.config))
-        return None
+        return str(self.folder.path)
 
     def _stop_if_asked(self) -> None:
-        if self._signal is not None:
+        if self._ask(checkpoint=False)[0] is not None:
             raise KeyboardInterrupt
 
-    def _restore(self, state: dict[str, Any] | None, task: Task) -> None:
+    def _reopen(self) -> dict[str, Any] | None:
+        state = self.folder.reopen()
         if state is None:
-            return
+            return None
         if state["settings"] != self.config.to_dict():
             changed = [name for name, value in self.config.to_dict().items() if state["settings"].get(name) != value]
             raise TrainError(
@@ -179,6 +242,11 @@ class Experiment:
             raise TrainError(
                 f"data set {self.config.dataset} changed since {self.folder.path} was begun; start a new run"
             )
+        return state
+
+    def _restore(self, state: dict[str, Any] | None, task: Task) -> None:
+        if state is None:
+            return
         self.results = state["results"]
         if state["active"]:
             try:
@@ -186,7 +254,7 @@ class Experiment:
                 for run, saved in zip(self.active, state["active"], strict=True):
                     run.load_state_dict(saved)
             except (RuntimeError, LookupError, TypeError, ValueError) as error:
-                if is_out_of_memory(error):
+                if is_out_of_memory(error) or is_peer_failure(error):
                     raise
                 reason = str(error).strip().split("\n")[0]
                 raise TrainError(
@@ -194,8 +262,9 @@ class Experiment:
                 ) from None
 
     def _runs(self, seed: int, task: Task) -> list[Run]:
-        batches = make_batches(task, task.split(seed - self.config.seed), self.config, seed, self.device)
-        return [Run(scheme, seed, task, self.config, batches) for scheme in self.config.comparison()]
+        place = self.rank.rank, self.rank.world_size
+        batches = make_batches(task, task.split(seed - self.config.seed), self.config, seed, self.device, *place)
+        return [Run(scheme, seed, task, self.config, batches, self.rank) for scheme in self.config.comparison()]
 
     def _train(self, task: Task, observer: Observer) -> None:
         done = {result["seed"] for result in self.results}
@@ -203,7 +272,7 @@ class Experiment:
             if seed in done:
                 continue
             if not self.active:
-                with _memory_errors("the model"):
+                with memory_errors("the model"):
                     self.active = self._runs(seed, task)
             while True:
                 waiting = [run for run in self.active if run.status == "running"]
@@ -211,26 +280,39 @@ class Experiment:
                     break
                 run = min(waiting, key=lambda run: run.epoch)  # the first of those that are furthest behind
                 line = run.step()
-                self.folder.log(line)
+                if self.rank.is_main:
+                    self.folder.log(line)
                 observer.epoch(line)
                 self._after_epoch()
-            for run in self.active:
+            for run in self.active if self.rank.is_main else []:
                 self.folder.save_weights(run.scheme.label, seed, self._weights(run))
             self.results.extend(run.result() for run in self.active)
             self.active = []
             self._checkpoint()
 
     def _after_epoch(self) -> None:
-        if self._signal is not None:
+        due = self.rank.is_main and time.monotonic() - self._last_checkpoint >= self._checkpoint_seconds
+        number, due = self._ask(due)
+        if number is not None:
             self._checkpoint()
-            raise Interrupted(self.folder.path, self._signal)
-        if time.monotonic() - self._last_checkpoint >= self._checkpoint_seconds:
+            raise Interrupted(self.folder.path, number)
+        if due:
             self._checkpoint()
+
+    def _ask(self, checkpoint: bool) -> tuple[int | None, bool]:
+        """The signal that came to any process, and whether it is time for a checkpoint."""
+        own = self._signals.number
+        if self.rank.world_size == 1:
+            return own, checkpoint
+        interrupt, terminate, checkpoint = agree(own == signal.SIGINT, own == signal.SIGTERM, checkpoint)
+        number = signal.SIGINT if interrupt else signal.SIGTERM if terminate else None
+        return number, checkpoint
 
     def _checkpoint(self) -> None:
         active = [run.state_dict() for run in self.active]
         settings = {"settings": self.config.to_dict(), "data": self._fingerprint}
-        self.folder.checkpoint({**settings, "results": self.results, "active": active})
+        if self.rank.is_main:
+            self.folder.checkpoint({**settings, "results": self.results, "active": active})
         self._last_checkpoint = time.monotonic()
 
     def _weights(self, run: Run) -> dict[str, Any]:
@@ -241,32 +323,11 @@ class Experiment:
         from graphlossy.train._report import render_report
 
         lines = self.folder.read_metrics()
-        summary = summarize(self.config, task, self.results, str(self.folder.path), str(self.device))
+        place = str(self.folder.path), str(self.device), self.rank.world_size
+        summary = summarize(self.config, task, self.results, *place)
         write_json(self.folder.summary_file, summary)
         write_text(self.folder.report_file, render_report(summary, self.results, lines))
         return summary
-
-    @contextmanager
-    def _signals(self, observer: Observer) -> Iterator[None]:
-        """The first SIGINT or SIGTERM lets the epoch finish; a second SIGINT stops at once."""
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self._signal is not None:
-                raise KeyboardInterrupt
-            self._signal = number
-            observer.stopping()
-
-        before = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, handle)
-        except ValueError:  # not the main thread: signals stay with the program that called us
-            pass
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _absolute(dataset: str) -> str:
@@ -274,38 +335,3 @@ def _absolute(dataset: str) -> str:
 
     is_path = os.sep in dataset or dataset.lower() not in map(str.lower, names())
     return str(Path(dataset).expanduser().resolve()) if is_path and Path(dataset).expanduser().exists() else dataset
-
-
-@contextmanager
-def _memory_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainError(f"not enough memory for {what}") from None
-
-
-@contextmanager
-def _torch_settings(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    switches: Any = torch.utils.deterministic
-    fill = switches.fill_uninitialized_memory
-    try:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        if device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
-            # Filling fresh memory with NaN is a debugging aid that costs a write of every tensor.
-            switches.fill_uninitialized_memory = False
-        with warnings.catch_warnings():
-            # torch says both once in a process that touches a sparse matrix; neither is for the user to act on.
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        switches.fill_uninitialized_memory = fill

@@ -23,17 +23,21 @@ from graphlossy.train._checkpoint import load_checkpoint, save_checkpoint, write
 from graphlossy.train._config import TrainConfig
 from graphlossy.train._errors import TrainError
 
-__all__ = ["FolderExistsError", "RunFolder", "default_folder", "versions"]
+__all__ = ["FolderExistsError", "RunFolder", "data_name", "default_folder", "versions"]
 
 
 class FolderExistsError(TrainError):
     """The folder for a new run holds files already."""
 
 
+def data_name(config: TrainConfig) -> str:
+    """The data set's name as it stands in the name of a folder."""
+    return (Path(config.dataset).stem or "graph").lower()
+
+
 def default_folder(config: TrainConfig) -> Path:
     """``runs/<dataset>-<model>-<timestamp>``, with a number added where that exists."""
-    name = Path(config.dataset).stem or "graph"
-    base = Path("runs") / f"{name.lower()}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    base = Path("runs") / f"{data_name(config)}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
     found, number = base, 1
     while found.exists():
         number += 1
@@ -80,8 +84,12 @@ class RunFolder:
 
     # -- making and opening -----------------------------------------------------------------------------------------
 
-    def create(self, config: TrainConfig) -> None:
+    def create(self, config: TrainConfig, launch: str | None = None) -> None:
         """Makes the folder for a new experiment.
+
+        Args:
+            config: the settings.
+            launch: what :meth:`made_by` tells this launch of torchrun by; None without torchrun.
 
         Raises:
             TrainError: it holds files already, or cannot be written.
@@ -97,12 +105,22 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True)
             self._metrics = open(self.metrics_file, "x", encoding="utf-8")
             self._lock()
-            write_json(self.config_file, {"settings": config.to_dict(), "versions": versions()})
+            made = {} if launch is None else {"launch": launch}
+            write_json(self.config_file, {"settings": config.to_dict(), "versions": versions(), **made})
         except FileExistsError:
             raise FolderExistsError(f"output folder {self.path} was made just now; choose another --out") from None
         except OSError as error:
             reason = error.strerror or error
             raise TrainError(f"cannot write output folder {self.path}: {reason}; choose another --out") from None
+
+    def made_by(self, launch: str | None) -> bool:
+        """Whether this very launch of torchrun has made the folder, before it started its processes anew."""
+        if launch is None or not self.config_file.is_file():
+            return False
+        try:
+            return bool(json.loads(self.config_file.read_text(encoding="utf-8")).get("launch") == launch)
+        except (OSError, ValueError, AttributeError):
+            return False
 
     def read_config(self) -> TrainConfig:
         """The settings of the experiment in this folder.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,12 +13,19 @@ from graphlossy._compress import compress, load_switch_state, restore, switch_st
 from graphlossy.train._batches import Batch, Batches, make_batches
 from graphlossy.train._config import Scheme, TrainConfig
 from graphlossy.train._counting import Compression, batch_loss, count_loss, count_plain, ledger_records, sum_saved
+from graphlossy.train._ddp_collectives import average_buffers, gather_objects
+from graphlossy.train._ddp_group import Rank
+from graphlossy.train._ddp_loss import SharedLoss
+from graphlossy.train._ddp_model import wrap
+from graphlossy.train._ddp_seed import epoch_seed
 from graphlossy.train._device import is_out_of_memory, resolve_device
 from graphlossy.train._errors import TrainError
 from graphlossy.train._evaluation import forward, layerwise
 from graphlossy.train._memory import PeakMeter
 from graphlossy.train._models import build_model
+from graphlossy.train._random_stream import RandomStream
 from graphlossy.train._task import Task
+from graphlossy.train.gradients import QuantizedState, compress_gradients
 
 __all__ = ["OUT_OF_MEMORY", "Run"]
 
@@ -32,7 +37,10 @@ MEASURED = (2, 3)
 
 
 class Run:
-    """Trains one model under one scheme, an epoch at a time.
+    """Trains one model under one scheme, an epoch at a time, together with the other processes of a torchrun job.
+
+    Without mini-batches every process runs the whole graph in one and the same random stream, so that dropout and the
+    rounding noise are those of a single process. With them every process has nodes and random numbers of its own.
 
     Args:
         scheme: what is kept for the backward pass.
@@ -40,6 +48,7 @@ class Run:
         task: the graph and its labels.
         config: the settings.
         batches: what each epoch trains on; None makes what ``config`` asks for.
+        rank: this process among those that train together; None is one process, on the device of ``config``.
 
     Attributes:
         epoch: epochs done.
@@ -48,12 +57,22 @@ class Run:
     """
 
     def __init__(
-        self, scheme: Scheme, seed: int, task: Task, config: TrainConfig, batches: Batches | None = None
+        self,
+        scheme: Scheme,
+        seed: int,
+        task: Task,
+        config: TrainConfig,
+        batches: Batches | None = None,
+        rank: Rank | None = None,
     ) -> None:
         self.scheme, self.seed, self.task, self.config = scheme, seed, task, config
-        self.device = resolve_device(config.device)
+        self.rank = Rank(0, 1, 0, resolve_device(config.device)) if rank is None else rank
+        self.device = self.rank.device
         self.split = task.split(seed - config.seed)
-        self.batches = make_batches(task, self.split, config, seed, self.device) if batches is None else batches
+        if batches is None:
+            place = self.rank.rank, self.rank.world_size
+            batches = make_batches(task, self.split, config, seed, self.device, *place)
+        self.batches = batches
         self.epoch = 0
         self.status = "running"
         self.best: dict[str, Any] = {"epoch": 0, "valid": -math.inf, "test": math.nan, "weights": {}}
@@ -64,8 +83,8 @@ class Run:
         self._loss_records: list[dict[str, Any]] = []  # of a full batch, whose loss is the same in every epoch
         self._counted: tuple[tuple[int, int], int] | None = None
         self._timed = True
-        with torch.random.fork_rng(devices=self._cuda()):
-            torch.manual_seed(seed)
+        self._stream = RandomStream(self.device)
+        with self._stream.begun(seed):
             self.model = build_model(
                 config.model,
                 task.x.shape[1],
@@ -77,9 +96,14 @@ class Run:
                 config.heads,
                 normalize=not config.normalized_outside,
             ).to(self.device)
-            self._rng = self._read_rng()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.compression = Compression(scheme, self.model) if scheme.compressed else None
+        self.network = wrap(self.model)  # after compression; the model itself where there is one process
+        self._together = SharedLoss(task, self.rank) if self.rank.world_size > 1 else None
+        self.gradients: QuantizedState | None = None
+        if self._together is not None and config.gradient_bits is not None:
+            feedback = config.gradient_feedback
+            self.gradients = compress_gradients(self.network, config.gradient_bits, error_feedback=feedback, seed=seed)
 
     # -- one epoch --------------------------------------------------------------------------------------------------
 
@@ -87,12 +111,13 @@ class Run:
         """One epoch and an evaluation, where one is due; returns the line for ``metrics.jsonl``.
 
         Running out of memory ends the run with the status ``"out of memory"`` and does not raise: that the baseline
-        does not fit is a result.
+        does not fit is a result. Where several processes train it is an error, for the others wait for this one.
 
         Raises:
             TrainError: the loss is not finite, or the scheme's byte budget cannot be met.
         """
-        with self._own_rng():
+        own = self._together is not None and self.batches.sampled
+        with self._stream.continued(epoch_seed(self.seed, self.rank.rank, self.epoch + 1) if own else None):
             failed = False
             try:
                 line = self._train_and_evaluate()
@@ -100,6 +125,11 @@ class Run:
                 if not is_out_of_memory(error):
                     raise
                 failed = True
+            if failed and self._together is not None:
+                raise TrainError(
+                    f"{self.rank} ran out of memory in {self.scheme.label}, seed {self.seed}; leave that scheme out "
+                    "with --schemes, or give a smaller --hidden or --batch-size"
+                )
             if failed:  # outside the handler: the traceback held the activations
                 return self._give_up()
         return line
@@ -113,6 +143,8 @@ class Run:
                 f"the loss of {self.scheme.label}, seed {self.seed}, became {loss} in epoch {epoch}; lower --lr "
                 f"(now {self.config.lr:g})"
             )
+        if self._together is not None and self.batches.sampled:
+            average_buffers(self.model)  # in every epoch, so that a checkpoint of one process is that of all
         start = time.perf_counter()
         due = epoch % self.config.eval_every == 0 or epoch == self.config.epochs
         scores = self._evaluate() if due else dict.fromkeys(self.split._fields)
@@ -123,12 +155,15 @@ class Run:
         if peak is not None:
             self.peaks.append(peak)
         if scores["valid"] is not None and scores["valid"] > self.best["valid"]:
-            weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            weights = {}
+            if self.rank.is_main:
+                weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self.best = {"epoch": epoch, "valid": scores["valid"], "test": scores["test"], "weights": weights}
         if epoch == self.config.epochs:
             if not self.seconds:
                 self.seconds.append(seconds)
             self.status = "done"
+        sent = {} if self.gradients is None else {"bytes_sent": self.gradients.bytes_sent}
         return {
             "run": self.scheme.label,
             "seed": self.seed,
@@ -137,6 +172,7 @@ class Run:
             **scores,
             "saved_bytes": self.saved_bytes,
             "peak_bytes": peak,
+            **sent,
             "seconds": seconds,
             "evaluation_seconds": evaluation,
         }
@@ -165,7 +201,12 @@ class Run:
         losses, most, tracked = [], -1, 0
         try:
             for batch in self.batches.epoch(self.epoch + 1):
-                losses.append(self._step(batch) * batch.share)
+                share = batch.share
+                if self._together is not None:
+                    share = self._together.begin(batch, again=not self.batches.sampled)
+                    if not share:
+                        continue
+                losses.append(self._step(batch) * share)
                 if not (count or measured):
                     continue
                 ledger = counter if self.compression is None else self.compression.ledger
@@ -182,6 +223,8 @@ class Run:
         if not losses:
             raise TrainError("no batch of the epoch holds a training node; give a larger batch_size")
         value = float(sum(losses[1:], losses[0]))
+        if self._together is not None:
+            value = self._together.end(value)
         self._synchronize()
         seconds = time.perf_counter() - start
         peak = meter.stop() if meter is not None else None
@@ -198,12 +241,12 @@ class Run:
             loss_bytes = self._loss_bytes(batch)
             self.compression.fit(loss_bytes)
         try:
-            out = forward(self.model, batch.x, batch.adj, self.config.amp)
+            out = forward(self.network, batch.x, batch.adj, self.config.amp)
         except ValueError:
             if self.compression is None or self.scheme.budget is None:
                 raise
             raise self.compression.over_budget(loss_bytes) from None
-        loss = batch_loss(self.task, out, batch)
+        loss = batch_loss(self.task, out, batch) if self._together is None else self._together(out, batch)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
@@ -232,7 +275,7 @@ class Run:
         """
         if self.compression is None:
             return
-        with torch.random.fork_rng(devices=self._cuda()):
+        with self._stream.apart():
             try:
                 batch = next(self.batches.epoch(1), None)
                 if batch is not None:
@@ -270,10 +313,21 @@ class Run:
             "peak_kind": self.peak_kind,
             "seconds": self.seconds,
             "records": self.records,
+            **(
+                {}
+                if self.gradients is None
+                else {"bytes_sent": self.gradients.bytes_sent, "bytes_sent_float32": self.gradients.bytes_plain}
+            ),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on, loadable with ``weights_only=True``."""
+        """Everything that the next epoch depends on, loadable with ``weights_only=True``.
+
+        All processes must call it together: what each of them has of its own is gathered.
+        """
+        own: dict[str, Any] = {"compression": switch_state(self.model)}
+        if self.gradients is not None:
+            own["gradients"] = self.gradients.state_dict()
         return {
             "run": self.scheme.label,
             "seed": self.seed,
@@ -284,41 +338,26 @@ class Run:
             "peaks": self.peaks,
             "peak_kind": self.peak_kind,
             "records": [{**record, "shape": list(record["shape"])} for record in self.records],
-            "rng": self._rng,
+            "rng": self._stream.state,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "compression": switch_state(self.model),
+            **(own if self._together is None else {"ranks": gather_objects(own)}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts the run where :meth:`state_dict` was taken."""
+        """Puts the run where :meth:`state_dict` was taken, by as many processes or by others."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        load_switch_state(self.model, state["compression"])
-        self._rng = state["rng"]
+        ranks = state["ranks"] if "ranks" in state else [state]
+        same = len(ranks) == self.rank.world_size
+        own = ranks[self.rank.rank if same else 0]
+        load_switch_state(self.model, own["compression"])
+        if self.gradients is not None and "gradients" in own:
+            merged = own["gradients"] if same else QuantizedState.merge([each["gradients"] for each in ranks])
+            self.gradients.load_state_dict(merged)
+        self._stream.state = state["rng"]
         for name in ("epoch", "status", "best", "seconds", "peaks", "peak_kind", "records"):
             setattr(self, name, state[name])
-
-    # -- random numbers ---------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _own_rng(self) -> Iterator[None]:
-        # The runs of one seed take turns; each goes on in its own random stream.
-        with torch.random.fork_rng(devices=self._cuda()):
-            torch.set_rng_state(self._rng["cpu"])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(self._rng["cuda"], self.device)
-            yield
-            self._rng = self._read_rng()
-
-    def _read_rng(self) -> dict[str, Tensor]:
-        states = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self.device)
-        return states
-
-    def _cuda(self) -> list[torch.device]:
-        return [self.device] if self.device.type == "cuda" else []
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

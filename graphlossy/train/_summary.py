@@ -16,7 +16,7 @@ __all__ = ["summarize"]
 
 
 def summarize(
-    config: TrainConfig, task: Task, results: list[dict[str, Any]], folder: str, device: str
+    config: TrainConfig, task: Task, results: list[dict[str, Any]], folder: str, device: str, world_size: int = 1
 ) -> dict[str, Any]:
     """The contents of ``summary.json``.
 
@@ -26,6 +26,7 @@ def summarize(
         results: :meth:`Run.result` of every run.
         folder: the run folder's path.
         device: the device that was used.
+        world_size: number of processes that trained together; bytes and seconds are those of rank 0.
 
     Returns:
         ``schemes`` has one entry per scheme: ``test_mean``, ``test_std`` (sample standard deviation over seeds, of the
@@ -45,6 +46,7 @@ def summarize(
         "folder": folder,
         "settings": config.to_dict(),
         "device": device,
+        "world_size": world_size,
         "versions": versions(),
         "data": task.describe(),
         "metric": task.metric,

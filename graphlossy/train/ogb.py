@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from graphlossy.datasets import DatasetError
 from graphlossy.train._checks import SAMPLERS, SPARSIFIERS
-from graphlossy.train._experiment import Experiment, Observer
+from graphlossy.train._ddp_group import is_main
+from graphlossy.train._ddp_launch import speaks
+from graphlossy.train._errors import TrainError
+from graphlossy.train._experiment import Experiment, Interrupted, Observer
 from graphlossy.train._format import comparison_notes, comparison_rows, format_size
 from graphlossy.train._models import MODELS
 from graphlossy.train._task import Task
 
-__all__ = ["PrintEpochs", "ogb_parser", "ogb_settings", "print_summary"]
+__all__ = ["PrintEpochs", "ogb_parser", "ogb_settings", "print_summary", "run_script"]
 
 
 def ogb_parser(
@@ -58,6 +63,8 @@ def ogb_parser(
     add("--root", help="folder of the data (default: $GRAPHLOSSY_DATA or ~/.cache/graphlossy)")
     add("--synthetic", nargs="?", type=float, const=1.0, dest="scale", metavar="SCALE",
         help="a generated stand-in of that share of the size instead of the real data")  # fmt: skip
+    add("--gradient-bits", type=int, metavar="N", help="under torchrun: gradients travel in 1, 2, 3, 4 or 8 bits")
+    add("--gradient-feedback", action="store_true", help="add what rounding a gradient lost to the next one")
     add("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--out", type=Path, default=None, help="run folder (default: runs/<dataset>-<model>-<time>)")
     return parser
@@ -91,7 +98,9 @@ class PrintEpochs(Observer):
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Prints the closing table, what must be read with it, and where the report lies."""
+    """Prints the closing table, what must be read with it, and where the report lies; under torchrun once."""
+    if not is_main():
+        return
     rows = comparison_rows(summary)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for name, *cells in rows:
@@ -99,6 +108,31 @@ def print_summary(summary: dict[str, Any]) -> None:
     for note in comparison_notes(summary):
         print(note)
     print(f"report: {Path(summary['folder']) / 'report.html'}")
+
+
+def run_script(main: Callable[[], None], without_data: str = "") -> None:
+    """Runs a script's ``main``; a mistake ends the process with one line, under torchrun with one on each machine.
+
+    Args:
+        main: the script; raises what :meth:`graphlossy.train.Experiment.run` raises.
+        without_data: what to try where the data are not there.
+
+    Raises:
+        SystemExit: with the line, if ``main`` fails or is interrupted.
+
+    Example:
+        >>> run_script(lambda: print("done"))
+        done
+    """
+    try:
+        main()
+    except (TrainError, DatasetError) as error:
+        hint = f"\n{without_data}" if without_data and isinstance(error, DatasetError) else ""
+        raise SystemExit(f"error: {error}{hint}" if speaks() else 1) from None
+    except Interrupted as stop:
+        if is_main():
+            print(stop, file=sys.stderr)
+        raise SystemExit(128 + stop.signal_number) from None
 
 
 def _numbers(text: str) -> tuple[int, ...]:
