@@ -88,28 +88,35 @@ class _Net(torch.nn.Module):
 
     def layer(self, number: int, x: Tensor, graph: Any) -> Tensor:
         x = self.convs[number](x, graph)
-        return self.act(x) if self.act is not None else F.dropout(F.relu(x), 0.5, self.training)
+        return F.dropout(F.relu(x), 0.5, self.training)
 
     def forward(self, x: Tensor, graph: Any) -> Tensor:
         from torch.utils.checkpoint import checkpoint
 
         for number in range(2):
-            x = checkpoint(self.layer, number, x, graph, use_reentrant=False) if self.checkpointed else self.layer(
-                number, x, graph
-            )  # fmt: skip
+            if self.checkpointed:
+                x = checkpoint(self.layer, number, x, graph, use_reentrant=False)
+            elif self.act is not None:
+                x = self.convs[number](x, graph)
+                x = self.act(x)
+            else:
+                x = self.convs[number](x, graph)
+                x = F.relu(x)
+                x = F.dropout(x, 0.5, self.training)
         return self.convs[2](x, graph)
 
 
 def _graph(method: str, folder: Path, nodes: int) -> Any:
     crow, col = torch.from_numpy(np.load(folder / "crow.npy")), torch.from_numpy(np.load(folder / "col.npy"))
-    if method == "pyg-edge_index":
-        row = torch.repeat_interleave(torch.arange(nodes), crow.diff())
-        return torch.stack([col.long(), row])
-    values = torch.ones(col.numel())
-    if method.startswith("nn"):
+    if method == "pyg-edge_index" or method.startswith("nn"):
+        row = torch.repeat_interleave(torch.arange(nodes, dtype=torch.int32), crow.diff(), output_size=col.numel())
+        edge_index = torch.stack([col, row])
+        if method == "pyg-edge_index":
+            return edge_index.long()
         from graphlossy.autograd import CSRGraph
 
-        return CSRGraph(torch.sparse_csr_tensor(crow, col, values, (nodes, nodes)))
+        return CSRGraph(edge_index, num_dst=nodes)
+    values = torch.ones(col.numel())
     return torch.sparse_csr_tensor(crow.long(), col.long(), values, (nodes, nodes))
 
 

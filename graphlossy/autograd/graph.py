@@ -85,6 +85,7 @@ class _Pattern:
         self.perm = None if perm is None else perm.to(self.index_dtype)
         self.num_dst, self.num_src = crow.numel() - 1, num_src
         self._transpose: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self._has_perm = False
         self._row: Tensor | None = None
 
     @property
@@ -97,18 +98,21 @@ class _Pattern:
         nodes = torch.arange(self.num_dst, dtype=self.index_dtype, device=self.col.device)
         return torch.repeat_interleave(nodes, self.crow.diff(), output_size=self.col.numel())
 
-    def transpose(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Row pointers, columns and the position in A of each non-zero of the transpose."""
-        if self._transpose is None:
+    def transpose(self, with_perm: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Row pointers, columns and the position in A of each non-zero of the transpose; kept for the next call.
+
+        Without ``with_perm`` the positions, which only weights need, may be left out (None) and take no memory.
+        """
+        if self._transpose is None or (with_perm and not self._has_perm):
             with _LOCK:  # a CUDA backward runs in another thread than the forward
-                if self._transpose is None:
+                if self._transpose is None or (with_perm and not self._has_perm):
                     crow, perm = compress_index(self.col, self.num_src, self.index_dtype)
                     row = self._rows()
                     col = row if perm is None else row.index_select(0, perm)
-                    perm = None if perm is None else perm.to(self.index_dtype)
+                    perm = perm.to(self.index_dtype) if with_perm and perm is not None else None
                     if torch.equal(crow, self.crow) and torch.equal(col, self.col):  # an undirected graph
                         crow, col = self.crow, self.col
-                    self._transpose = (crow, col, perm)
+                    self._transpose, self._has_perm = (crow, col, perm), with_perm
         return self._transpose
 
 
@@ -233,6 +237,11 @@ class CSRGraph:
         """The transpose's row pointers, columns, and CSR position in A of each of its non-zeros (None: the same)."""
         return self._pattern.transpose()
 
+    def transpose_pattern(self) -> tuple[Tensor, Tensor]:
+        """The transpose's row pointers and columns."""
+        crow, col, _ = self._pattern.transpose(with_perm=self.weighted)
+        return crow, col
+
     def in_degree(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Number of edges into each destination [num_dst], at least 1: what PyG's mean divides by."""
         return (self.crow[1:] - self.crow[:-1]).clamp_(min=1).to(dtype)
@@ -259,7 +268,7 @@ class CSRGraph:
             if mean and transposed:
                 # The columns of the transpose are the destinations: no permutation is needed.
                 exact = torch.promote_types(dtype, torch.float32)
-                return (1 / self.in_degree(exact)).to(dtype).index_select(0, self.transpose()[1])
+                return (1 / self.in_degree(exact)).to(dtype).index_select(0, self.transpose_pattern()[1])
             values = torch.ones(self.num_edges, dtype=dtype, device=self.device)
             if not mean:
                 return values
@@ -284,7 +293,7 @@ class CSRGraph:
     @property
     def adj_t_csr(self) -> Tensor:
         """The transpose of A as a torch sparse CSR tensor [num_src, num_dst]."""
-        crow, col, _ = self.transpose()
+        crow, col = self.transpose_pattern()
         return sparse_csr(crow, col, self.values(transposed=True), (self.num_src, self.num_dst))
 
     @property

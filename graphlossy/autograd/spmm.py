@@ -80,7 +80,7 @@ class _WeightedSpMM(torch.autograd.Function):
         grad = grad.contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            crow_t, col_t, _ = graph.transpose()
+            crow_t, col_t = graph.transpose_pattern()
             values = weight if graph.perm is None else weight.index_select(0, graph.perm)
             values_t = graph.order_values(values, grad.dtype, transposed=True, mean=mean)
             grad_x = _ops.spmm(crow_t, col_t, values_t, grad, False)
@@ -139,7 +139,7 @@ def spmm(graph: CSRGraph, x: Tensor, reduce: str = "sum", *, bits: int | None = 
     else:
         values = graph.values(x.dtype)
         if x.requires_grad and torch.is_grad_enabled():
-            crow_t, col_t, _ = graph.transpose()
+            crow_t, col_t = graph.transpose_pattern()
             values_t = graph.values(x.dtype, transposed=True, mean=mean)
             out = _FixedSpMM.apply(flat, graph.crow, graph.col, values, crow_t, col_t, values_t, mean)
         else:

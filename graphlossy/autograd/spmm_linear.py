@@ -248,7 +248,7 @@ def spmm_linear(
         out = _KeptAggregateLinear.apply(aggregated, x, weight, bias, whole, recipe.layout, *recipe.tensors)
         return out if whole is root else out + linear(x, root, bits=bits, group_size=group_size)
     mean = reduce == "mean"
-    crow_t, col_t, _ = graph.transpose()
+    crow_t, col_t = graph.transpose_pattern()
     values, values_t = graph.values(x.dtype), graph.values(x.dtype, transposed=True, mean=mean)
     recipe = keep(x, bits, group_size)
     arrays = (graph.crow, graph.col, values, crow_t, col_t, values_t, mean)

@@ -107,3 +107,14 @@ def test_an_undirected_graph_is_its_own_transpose() -> None:
     directed = CSRGraph(edges[:, 1:], num_dst=4)
     assert directed.transpose()[1] is not directed.col
     assert torch.equal(directed.adj_t_csr.to_dense(), directed.adj.to_dense().t())
+
+
+def test_only_weights_need_the_permutation_of_the_transpose() -> None:
+    edges = torch.tensor([[0, 1, 2, 3, 1], [1, 0, 0, 2, 2]])
+    graph = CSRGraph(edges, num_dst=4)
+    crow, col = graph.transpose_pattern()
+    assert graph._pattern._transpose[2] is None
+    weighted = graph.with_weight(torch.rand(5))
+    assert torch.equal(weighted.adj_t_csr.to_dense(), weighted.adj.to_dense().t())  # sorts again, with positions
+    assert graph._pattern._transpose[2] is not None
+    assert torch.equal(graph.transpose_pattern()[0], crow) and torch.equal(graph.transpose_pattern()[1], col)
