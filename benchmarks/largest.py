@@ -37,7 +37,7 @@ METHODS = {
     "nn-2bit": "graphlossy.nn's layers at 2 bits, given a CSRGraph",
 }
 # Scales tried in turn for a line through the peaks, and how near the limit the last, deciding run has to come.
-FIRST, NEAR = (0.02, 0.04), 0.97
+FIRST, NEAR = (0.05, 0.12), 0.96
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from graphlossy.cli._errors import user_errors
-from graphlossy.cli._ranks import RankCommand
 from graphlossy.cli._progress import ProgressBars
+from graphlossy.cli._ranks import RankCommand
 from graphlossy.cli._train_options import folder_name, setting_options
 from graphlossy.datasets import DatasetError
 from graphlossy.train import (
@@ -77,8 +77,8 @@ def command(ctx: click.Context, **options: Any) -> None:
 
     \b
     On several processes, GPUs (one each) or machines: torchrun. With --max-restarts they go on by themselves.
-      torchrun --standalone --nproc-per-node 2 --max-restarts 3 -m graphlossy train --sampler neighbor
-      torchrun --standalone --nproc-per-node 8 -m graphlossy train --device cuda --gradient-bits 4
+      torchrun --standalone --nproc-per-node 2 --max-restarts 3 -m graphlossy.cli train --sampler neighbor
+      torchrun --standalone --nproc-per-node 8 -m graphlossy.cli train --device cuda --gradient-bits 4
     """
     errors = Console(stderr=True, quiet=not is_main())
     with user_errors(TrainError, DatasetError):

@@ -77,8 +77,8 @@ def check_sampling(config: Any) -> None:
     if config.sampler == "sparsify" and config.sparsify is None:
         raise TrainError("sampler sparsify needs sparsify, the share of edges in each epoch, such as degree:0.5")
     if config.sparsify is None:
-        for name, given in (("sparsify_eval", config.sparsify_eval), ("reweight", config.reweight is not None)):
-            if given:
+        for name, is_given in (("sparsify_eval", config.sparsify_eval), ("reweight", config.reweight is not None)):
+            if is_given:
                 raise TrainError(f"{name} needs sparsify, such as degree:0.5")
         return
     check_text("sparsify", config.sparsify)

@@ -198,6 +198,8 @@ def shutdown(failed: bool = False) -> None:
 def session(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[Rank]:
     """``with session() as rank``: :func:`setup` at the start; leaves the group at the end or at an error.
 
+    Inside another session it takes part in the group that there is, and leaves it to the outer one.
+
     An error in one process reaches the others, which wait for it in a collective call, as a :class:`PeerError`, so that
     every process ends and torchrun can start them anew.
 
@@ -214,19 +216,22 @@ def session(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[Rank]:
         ...     print(rank)
         rank 0 of 1
     """
+    inner = dist.is_available() and dist.is_initialized()
     rank = setup(device, timeout)
     try:
         yield rank
     except BaseException as error:
         theirs = rank.world_size > 1 and is_peer_failure(error)
         reason = _hear() if theirs else _tell(rank, error)
-        shutdown(failed=True)
+        if not inner:
+            shutdown(failed=True)
         if theirs:
             raise (
                 PeerError(f"another process of this job stopped: {reason}") if reason else peer_error(error)
             ) from error
         raise
-    shutdown()
+    if not inner:
+        shutdown()
 
 
 def _tell(rank: Rank, error: BaseException) -> str:

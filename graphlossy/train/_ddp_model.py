@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -11,6 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["partition", "share_of_loss", "unwrap", "wrap"]
 
+# The argument's name from torch 2.13, and before.
+_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
 Rows = TypeVar("Rows", Tensor, Sequence[Any])
 
 
@@ -54,7 +61,7 @@ def wrap(model: nn.Module, **options: Any) -> nn.Module:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return model
     # Without device_ids the inputs are passed on as they are: the same graph object in every step, as caches need it.
-    return DistributedDataParallel(model, **{"broadcast_buffers": False, **options})
+    return DistributedDataParallel(model, **{_BUFFERS: False, **options})
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import signal
@@ -173,6 +174,10 @@ class Experiment:
             raise
         finally:
             self.folder.close()
+            if self.rank.world_size > 1:
+                for run in self.active:
+                    run.part()
+                gc.collect()  # the wrappers lie in cycles, and keep the connections and their threads to the very end
 
     def _check_alike(self) -> None:
         if self.rank.world_size > 1:

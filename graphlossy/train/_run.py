@@ -291,6 +291,10 @@ class Run:
             torch.cuda.empty_cache()
         return {"run": self.scheme.label, "seed": self.seed, "epoch": self.epoch + 1, "status": OUT_OF_MEMORY}
 
+    def part(self) -> None:
+        """Lets go of the wrapper and so of the other processes; the run cannot train on."""
+        self.network = self.model
+
     # -- results and state ------------------------------------------------------------------------------------------
 
     @property
@@ -316,7 +320,7 @@ class Run:
             **(
                 {}
                 if self.gradients is None
-                else {"bytes_sent": self.gradients.bytes_sent, "bytes_sent_float32": self.gradients.bytes_plain}
+                else {"bytes_sent": self.gradients.bytes_sent, "bytes_plain": self.gradients.bytes_plain}
             ),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from graphlossy.train._models import MODELS
 from graphlossy.train._task import Task
 
 __all__ = ["PrintEpochs", "ogb_parser", "ogb_settings", "print_summary", "run_script"]
+
+GRACE = 1.0  # seconds
 
 
 def ogb_parser(
@@ -127,6 +130,8 @@ def run_script(main: Callable[[], None], without_data: str = "") -> None:
     try:
         main()
     except (TrainError, DatasetError) as error:
+        if not speaks():
+            time.sleep(GRACE)  # torchrun ends the others as soon as one has ended: the one that speaks goes first
         hint = f"\n{without_data}" if without_data and isinstance(error, DatasetError) else ""
         raise SystemExit(f"error: {error}{hint}" if speaks() else 1) from None
     except Interrupted as stop:

@@ -13,12 +13,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from graphlossy.train import TrainError
+from graphlossy.train import Experiment, TrainError
 from graphlossy.train import distributed as ddp
 from graphlossy.train._ddp_group import peer_error
+from graphlossy.train._ddp_launch import restart_folder
+from graphlossy.train._ddp_loss import loss_terms
 from graphlossy.train._ddp_store import meet
-from graphlossy.train._ddp_train import Replica, loss_terms, train_replicas
-from graphlossy.train._folder import RunFolder
 
 SPEC = importlib.util.spec_from_file_location("torchrun_jobs", Path(__file__).with_name("torchrun_jobs.py"))
 jobs = importlib.util.module_from_spec(SPEC)
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not dist.is_available() or not hasattr(os, "fork"), reason="needs torch.distributed and fork"),
     pytest.mark.usefixtures("one_thread"),
 ]
-TIMES = ("seconds",)
+TIMES = ("seconds", "evaluation_seconds", "peak_bytes")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,12 @@ def checked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checks")
     done = jobs.launch("checks", folder)
     assert done.returncode == 0, done.stdout
-    return jobs.results(folder)
+    return [{**found, "folder": folder} for found in jobs.results(folder)]
 
 
-def untimed(lines):
+def lines_of(folder):
+    """What ``metrics.jsonl`` says, without what a clock or the machine had a say in."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
@@ -55,7 +57,7 @@ def near(found, expected):
 @pytest.mark.parametrize("cut", jobs.CUTS)
 def test_gradient_and_loss_are_those_of_one_process(checked, scheme, cut) -> None:
     """With dropout, BatchNorm and 2-bit activations; shares of 75 + 75, 110 + 40 and 150 + 0 nodes."""
-    alone = jobs.shared_gradient(jobs.make_task(), jobs.one_process(), scheme, 0)
+    alone = jobs.shared_gradient(jobs.make_task_of_all(), jobs.one_process(), scheme, 0)
     for rank in checked:
         found = rank["shared"][scheme, cut]
         assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
@@ -66,23 +68,16 @@ def test_gradient_and_loss_are_those_of_one_process(checked, scheme, cut) -> Non
 
 
 def test_a_plain_mean_over_unequal_shares_would_be_wrong(checked) -> None:
-    alone = jobs.shared_gradient(jobs.make_task(), jobs.one_process(), "baseline", 0)
+    alone = jobs.shared_gradient(jobs.make_task_of_all(), jobs.one_process(), "baseline", 0)
     assert not near(checked[0]["unweighted"], alone["gradient"])
 
 
 @pytest.mark.parametrize(("name", "seeds"), [("sampled", range(7)), ("no seeds", [3])])
 def test_gradient_of_partitioned_seeds(checked, name, seeds) -> None:
     """7 seeds are 4 and 3; 1 seed is 1 and none. Each rank sees the neighbourhood of its own seeds only."""
-    alone = jobs.sampled_gradient(jobs.make_task(), jobs.one_process(), torch.tensor(list(seeds)))
+    alone = jobs.sampled_gradient(jobs.make_task_of_all(), jobs.one_process(), torch.tensor(list(seeds)))
     for rank in checked:
         assert near(rank[name], alone)
-
-
-def test_gradient_of_the_librarys_loader(checked) -> None:
-    """Three batches with the whole neighbourhood of their seeds, which the ranks share."""
-    alone = jobs.loaded_gradient(jobs.make_task(), jobs.one_process())
-    for rank in checked:
-        assert near(rank["loaded"], alone)
 
 
 def test_compression_before_and_after_wrapping(checked) -> None:
@@ -90,11 +85,39 @@ def test_compression_before_and_after_wrapping(checked) -> None:
     assert before and {f"module.{name}" for name in before} == set(after)
 
 
-def test_the_whole_run_is_that_of_one_process(checked, tmp_path) -> None:
-    alone = train_replicas(jobs.CONFIG, jobs.make_task(), jobs.one_process(), tmp_path / "run")
-    together = checked[0]["plain"]
-    assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], rel=1e-3)
+def test_gradient_of_seeds_that_the_trainer_shares_out(checked) -> None:
+    """150 seeds, 75 for each rank, with all their neighbours."""
+    alone = jobs.drawn_gradient(jobs.one_process())
+    for rank in checked:
+        assert rank["drawn"]["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert near(rank["drawn"]["gradient"], alone["gradient"])
+
+
+def test_the_whole_experiment_is_that_of_one_process(checked, tmp_path) -> None:
+    summary = Experiment(jobs.PLAIN, tmp_path / "run").run(task=jobs.make_task_of_all())
+    alone, together = lines_of(tmp_path / "run"), lines_of(checked[0]["folder"] / "plain")
+    assert [(line["run"], line["epoch"]) for line in together] == [(line["run"], line["epoch"]) for line in alone]
+    assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], rel=1e-4)
+    for name in ("valid", "test"):
+        assert [line[name] for line in together] == pytest.approx([line[name] for line in alone], abs=0.02)
     assert checked[0]["plain"] == checked[1]["plain"]
+    assert (summary["world_size"], checked[0]["plain"]["world_size"]) == (1, 2)
+    # Of the loss a process keeps its share; of the model all that one process would keep.
+    for ours, theirs in zip(checked[0]["plain"]["schemes"], summary["schemes"], strict=True):
+        assert 0.8 * theirs["saved_bytes"] < ours["saved_bytes"] < theirs["saved_bytes"]
+
+
+def test_gradients_in_few_bits_are_fewer_bytes(checked) -> None:
+    for run in checked[0]["full"]["runs"]:
+        assert 0 < run["bytes_sent"] < run["bytes_plain"] / 3
+    assert all("bytes_sent" not in run for run in checked[0]["plain"]["runs"])
+
+
+def test_an_experiment_fails_in_all_processes_with_one_reason(checked) -> None:
+    for rank in checked:
+        assert "TrainError: rank 1 was started with other settings than rank 0 (epochs)" in rank["alike"]
+        assert "TrainError: the loss of baseline, seed 0, became" in rank["diverged"]
+    assert not (checked[0]["folder"] / "alike").exists()
 
 
 # -- started anew -----------------------------------------------------------------------------------------------------
@@ -102,35 +125,59 @@ def test_the_whole_run_is_that_of_one_process(checked, tmp_path) -> None:
 
 @pytest.mark.parametrize("command", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["agent", "torchrun"])
 def test_workers_killed_with_9_end_with_the_same_metrics(checked, tmp_path, command) -> None:
-    done = jobs.launch("dies", tmp_path, restarts=2, command=command)
+    done = jobs.launch("dies", tmp_path, restarts=3, command=command)
     assert done.returncode == 0, done.stdout
     first, second = jobs.results(tmp_path)
-    assert first["rank"].restarts == second["rank"].restarts == 2
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert untimed(lines) == untimed(checked[0]["lines"])
-    assert lines == first["lines"] and untimed(lines) == untimed(second["lines"])
-    assert [line["epoch"] for line in lines] == list(range(1, jobs.CONFIG.epochs + 1))
-    go_on_with_one_process(tmp_path / "run")
+    assert first["rank"].restarts == second["rank"].restarts == 3
+    for name in ("full", "batches"):
+        found = lines_of(tmp_path / name)
+        assert found == lines_of(checked[0]["folder"] / name)
+        assert [line["epoch"] for line in found] == [epoch for epoch in range(1, 7) for _ in range(2)]
+        assert first[name] == second[name]
+        go_on_with_one_process(tmp_path / name, checked[0][name])
 
 
-def go_on_with_one_process(path) -> None:
-    """The last checkpoint of two ranks, loaded by one: another number of machines after a failure."""
-    folder = RunFolder(path)
-    state = folder.reopen()["active"][0]
-    folder.close()
-    assert len(state["ranks"]) == 2
-    replica = Replica(jobs.SCHEMES["2-bit"], 0, jobs.make_task(), jobs.CONFIG, jobs.one_process(), jobs.FEEDBACK)
-    replica.load_state_dict(state)
-    assert replica.step()["epoch"] == jobs.CONFIG.epochs + 1
+def go_on_with_one_process(folder, summary) -> None:
+    """The folder of two ranks, resumed by one: another number of machines after a failure."""
+    experiment = Experiment.resume(folder)
+    task = jobs.drawn_task(experiment.config) if experiment.config.sampler else jobs.make_task_of_all()
+    tests = [scheme["test_mean"] for scheme in experiment.run(task=task)["schemes"]]
+    assert tests == [scheme["test_mean"] for scheme in summary["schemes"]]
+
+
+def test_a_checkpoint_of_two_processes_goes_on_in_one(checked) -> None:
+    for config, name in ((jobs.FEEDBACK, "full"), (jobs.SAMPLED, "batches")):
+        state = checked[0]["states"][name]
+        assert len(state["ranks"]) == 2
+        task = jobs.drawn_task(config) if config.sampler else jobs.make_task_of_all()
+        run = jobs.Run(jobs.SCHEMES["2-bit"], 0, task, config)
+        run.load_state_dict(state)
+        assert run.step()["epoch"] == state["epoch"] + 1
 
 
 def test_a_new_launch_does_not_go_on_with_another_ones_folder(tmp_path, monkeypatch) -> None:
-    task, path = jobs.make_task(), tmp_path / "run"
-    train_replicas(jobs.CONFIG, task, jobs.one_process(), path)
+    task, variables = jobs.make_task_of_all(), {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "one"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = jobs.replace(jobs.CONFIG, epochs=2)
+    whole = Experiment(config, tmp_path / "run").run(task=task)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert Experiment(config, tmp_path / "run").run(task=task) == whole
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
-    again = ddp.Rank(0, 1, 0, torch.device("cpu"), restarts=1)
     with pytest.raises(TrainError, match="exists and is not empty"):
-        train_replicas(jobs.CONFIG, task, again, path)
+        Experiment(config, tmp_path / "run").run(task=task)
+
+
+def test_the_default_folder_is_found_again_by_processes_that_are_started_anew(monkeypatch) -> None:
+    assert restart_folder(jobs.CONFIG) is None
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "my job/7")
+    assert restart_folder(jobs.CONFIG) == Path("runs/toy-gcn-my_job_7")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(TrainError, match="give --out"):
+        restart_folder(jobs.CONFIG)
 
 
 # -- what the processes tell each other -------------------------------------------------------------------------------
