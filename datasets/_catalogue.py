@@ -11,6 +11,7 @@ from graphlossy.datasets._debian import find_prepared
 from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._facts import FACTS, Entry
 from graphlossy.datasets._generate import check_scale
+from graphlossy.datasets._mark import read_mark
 from graphlossy.datasets._ogb import OGB, find_ogb
 from graphlossy.datasets._ogb_raw import is_ogb_layout
 from graphlossy.datasets._planetoid import PLANETOID, default_root, prepare
@@ -19,7 +20,7 @@ from graphlossy.datasets._wordnet import FILE
 from graphlossy.datasets._wordnet import NAME as WORDNET
 from graphlossy.datasets._write_ogb import STAND_INS, stand_in_folder
 
-__all__ = ["Entry", "catalogue", "catalogue_entry", "locate", "pyg_folder", "quick", "way"]
+__all__ = ["Entry", "catalogue", "catalogue_entry", "locate", "pyg_folder", "quick", "stand_in", "way"]
 
 _UNKNOWN = "not stated"
 _CITATIONS = "citations between papers (Sen et al. 2008), in the files and split of Yang et al. (ICML 2016)"
@@ -153,6 +154,17 @@ def pyg_folder(name: str, root: str | os.PathLike[str] | None = None) -> Path:
         return base / name
     inner = str(options["name"])
     return base / (inner.lower().replace("-", "_") if kind == "HeterophilousGraphDataset" else inner)
+
+
+def stand_in(entry: Entry, place: Path | None) -> str | None:
+    """What lies in the place of a published graph though it is generated, such as ``"synth-arxiv x0.1"``; else None."""
+    if place is None or entry.name not in OGB:
+        return None
+    try:
+        mark = read_mark(place)
+    except DatasetError:
+        return "a damaged one"
+    return None if mark is None else str(mark["name"])
 
 
 def locate(

@@ -6,6 +6,7 @@ checksums of the files that it was made from. So neither a half-written part nor
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ __all__ = ["converted", "signature", "sweep"]
 _FORMAT = 1
 _FOLDER = "graphlossy"
 _MANIFEST = "manifest.json"
+_ATTEMPTS = 5
 
 
 def signature(file: Path, keys: list[str] | None = None) -> list[Any]:
@@ -71,10 +73,10 @@ def converted(
     for place in places:
         if (kept := _kept(place / part, sources)) is not None:
             return place / part, kept
-    writable = [place for place in places if _writable(place)]
-    if not writable:
+    writable = next(filter(_writable, places), None)  # the second is made only where the first is closed
+    if writable is None:
         raise DatasetError(f"{folder}: neither {places[0]} nor {places[1]} can be written to, which reading it needs")
-    place = writable[0]
+    place = writable
     sweep(place)
     made = place / f".{part}-{socket.gethostname()}-{os.getpid()}"
     shutil.rmtree(made, ignore_errors=True)
@@ -84,14 +86,31 @@ def converted(
         files = {file.name: file.stat().st_size for file in made.iterdir()}
         manifest = {"format": _FORMAT, "sources": sources, "files": files, "kept": kept}
         (made / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        if _kept(place / part, sources) is None:  # else another process was faster
-            shutil.rmtree(place / part, ignore_errors=True)
-            made.rename(place / part)
+        _replace(place / part, made, sources)
     except OSError as error:
         raise DatasetError(f"{place}: cannot be written ({error.strerror or error}); free space there") from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return place / part, kept
+
+
+def _replace(part: Path, made: Path, sources: dict[str, list[Any]]) -> None:
+    """Puts a finished part into its place, unless another process was faster and has put an equal one there."""
+    old = part.with_name(f".{part.name}.old-{socket.gethostname()}-{os.getpid()}")
+    for _ in range(_ATTEMPTS):
+        if _kept(part, sources) is not None:
+            return
+        shutil.rmtree(old, ignore_errors=True)
+        try:
+            if part.exists():
+                part.rename(old)  # not removed in its place, where by now there may be what another process made
+            (made if _kept(old, sources) is None else old).rename(part)
+            shutil.rmtree(old, ignore_errors=True)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+    raise OSError(errno.EBUSY, f"other processes keep replacing {part.name}")
 
 
 def _kept(part: Path, sources: dict[str, list[Any]]) -> dict[str, Any] | None:

@@ -114,6 +114,9 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
 def _decompressed(path: Path) -> Iterator[bytes]:
     try:
         with open(path, "rb") as stream:
+            if not stream.read(1):
+                raise DatasetError(f"{path}: is empty; download or write it again")
+            stream.seek(0)
             while head := stream.read(1):  # a file may hold several members, one after another
                 inflate = zlib.decompressobj(wbits=31)
                 data = head

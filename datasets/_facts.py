@@ -18,7 +18,7 @@ class Entry:
         features: of a node; for ogbn-proteins those of an edge, whose mean over a node's edges is the node's.
         classes: classes, or tasks of yes or no.
         metric: ``"accuracy"`` or ``"rocauc"``.
-        licence: of the data.
+        licence: as the publisher of the files states it; "not stated" where that is not known.
         source: what the nodes, edges and labels are, and who published them.
         disk_bytes: of the published archive, or of what is written; 0 for what is generated in memory.
         synthetic: whether it is generated.

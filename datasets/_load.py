@@ -142,9 +142,9 @@ def _generated(
     scale = check_scale(name, scale)
     folder = stand_in_folder(name, root, scale, seed)
     if name in STAND_INS and is_ogb_layout(folder):
-        mark = read_mark(folder) or {}
-        if (mark.get("name"), mark.get("seed")) == (scaled_name(name, scale), seed):
-            return read_ogb(folder, str(mark["reference"]), edge_features=edge_features)
+        mark = read_mark(folder)
+        if mark is not None and (mark["name"], mark["seed"]) == (scaled_name(name, scale), seed):
+            return read_ogb(folder, mark["reference"], edge_features=edge_features)
     return generate(name, seed, scale, edge_features)
 
 

@@ -13,6 +13,7 @@ from graphlossy.datasets._errors import DatasetError
 __all__ = ["MANIFEST", "compare", "read_manifest", "sha256", "whole", "write_manifest"]
 
 MANIFEST = "manifest.json"
+_PART = f".{MANIFEST}.part"  # begins the name of one that is being written
 _CHUNK = 1 << 22
 
 
@@ -49,7 +50,7 @@ def write_manifest(folder: Path, name: str, origin: dict[str, Any], parts: tuple
         for relative in _files(folder, parts)
     }
     text = json.dumps({"name": name, "origin": origin, "files": files}, indent=1) + "\n"
-    half = folder / f".{MANIFEST}.part"
+    half = folder / f"{_PART}{os.getpid()}"
     try:
         with open(half, "w") as stream:
             stream.write(text)
@@ -122,4 +123,4 @@ def _inside(name: str) -> bool:
 
 def _files(folder: Path, parts: tuple[str, ...]) -> list[str]:
     found = {path.relative_to(folder) for part in parts for path in (folder / part).rglob("*") if path.is_file()}
-    return sorted(path.as_posix() for path in found if path.name not in (MANIFEST, f".{MANIFEST}.part"))
+    return sorted(path.as_posix() for path in found if path.name != MANIFEST and not path.name.startswith(_PART))

@@ -7,14 +7,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["mark_text", "read_mark"]
+from graphlossy.datasets._errors import DatasetError
+from graphlossy.datasets._facts import FACTS
 
-_FILES = ("mapping/README.md", "RELEASE_v1.txt")  # OGB's loader wants both to be there
+__all__ = ["mark_text", "read_mark", "write_mark"]
+
+# OGB's loader wants the first two to be there; the third goes where raw/ is copied to without them.
+_FILES = ("mapping/README.md", "RELEASE_v1.txt", "raw/README.md")
+_SIGN = "graphlossy stand-in", "Synthetic stand-in for"
 _LINE = re.compile(r"<!-- graphlossy stand-in: (\{.*\}) -->")
 
 
 def mark_text(facts: dict[str, Any]) -> str:
-    """The text of the two files that say that a graph is generated.
+    """The text of the files that say that a graph is generated.
 
     Args:
         facts: ``name``, ``reference``, ``scale``, ``seed`` and ``num_classes`` of the graph.
@@ -28,13 +33,42 @@ def mark_text(facts: dict[str, Any]) -> str:
 
 
 def read_mark(folder: Path) -> dict[str, Any] | None:
-    """The facts of a stand-in in OGB's layout; None for anything else."""
+    """The facts of a stand-in in OGB's layout; None for anything else.
+
+    Raises:
+        DatasetError: a file says that it is a stand-in, and none says of what any more.
+    """
+    damaged = None
     for name in _FILES:
         try:
-            found = _LINE.search((folder / name).read_text(errors="replace"))
-            facts = json.loads(found[1]) if found else None
-        except (OSError, ValueError):
+            text = (folder / name).read_text(errors="replace")
+        except OSError:
             continue
-        if isinstance(facts, dict):
-            return facts
+        if any(sign in text for sign in _SIGN):
+            if (facts := _facts(text)) is not None:
+                return facts
+            damaged = folder / name
+    if damaged is not None:
+        raise DatasetError(
+            f"{damaged}: says that the graph is a generated stand-in, but is damaged; remove the folder, write it again"
+        )
     return None
+
+
+def write_mark(folder: Path, facts: dict[str, Any]) -> None:
+    """Writes the files that say that a graph is generated; their folders are there."""
+    for name in _FILES:
+        (folder / name).write_text(mark_text(facts))
+
+
+def _facts(text: str) -> dict[str, Any] | None:
+    found = _LINE.search(text)
+    try:
+        facts = json.loads(found[1]) if found else None
+    except ValueError:
+        return None
+    if not isinstance(facts, dict):
+        return None
+    texts = all(isinstance(facts.get(key), str) for key in ("name", "reference"))
+    counts = all(type(facts.get(key)) is int for key in ("seed", "num_classes"))
+    return facts if texts and counts and facts["reference"] in FACTS else None

@@ -76,12 +76,13 @@ class OgbFolder:
         self.folder, self.raw, self.mark = folder, open_raw(folder), read_mark(folder)
         self.entry = _entry(self.raw, self.mark, name)
         self.reference = self.entry.reference if self.entry else None
-        self.name = str((self.mark or {}).get("name") or name or (self.entry or folder.resolve()).name)
+        self.name = self.mark["name"] if self.mark else name or (self.entry or folder.resolve()).name
         self.split = self.entry.split if self.entry else self.raw.split_name()
 
     def labels(self) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """``y`` int64 [N] or float32 [N, T], the split int8 [N], and ``num_classes``."""
         sources = self.raw.sources("node_label") | self.raw.split_sources(self.split)
+        sources |= {"sizes": [self.raw.nodes, self._known_classes()]}
         folder, kept = converted(self.folder, "labels", sources, self._write_labels)
         return map_npy(folder / "y.npy"), map_npy(folder / "split.npy"), kept
 
@@ -152,17 +153,17 @@ class OgbFolder:
                 raise DatasetError(f"{where}: node {node:,} is in the split but has no label; download it again")
             y = np.where(known, y, 0).astype(np.int64)  # nodes without a label are in no part of the split
             least, most = int(y.min(initial=0)), int(y.max(initial=0))
-            classes = self._classes(most)
+            classes = self._known_classes() or most + 1
             if least < 0 or most >= classes:
                 raise DatasetError(f"{where}: labels go from {least} to {most}; there are {classes} classes, from 0")
         np.save(made / "y.npy", y)
         np.save(made / "split.npy", part)
         return {"num_classes": classes}
 
-    def _classes(self, most: int) -> int:
+    def _known_classes(self) -> int | None:
         if self.mark is not None:
-            return int(self.mark.get("num_classes") or most + 1)
-        return self.entry.classes if self.entry else most + 1
+            return int(self.mark["num_classes"])
+        return self.entry.classes if self.entry else None
 
     def _write_features(self, made: Path) -> dict[str, Any]:
         chunks = self.raw.rows("node_feat") if self.raw.has("node_feat") else self._edge_means()
@@ -206,6 +207,8 @@ class OgbFolder:
 def _write_rows(file: Path, chunks: Iterator[np.ndarray], name: str, raw: RawFolder) -> None:
     """Writes rows of real numbers as they come; each must be finite."""
     first = next(chunks, np.empty((0, 1), np.float32))
+    if not first.size:
+        raise DatasetError(f"{raw.where(name)}: is empty; download or write it again")
     with NpyWriter(file, np.float32, (first[:1].size,)) as writer:
         for rows in chain([first], chunks):
             rows = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
@@ -223,7 +226,12 @@ def _write_rows(file: Path, chunks: Iterator[np.ndarray], name: str, raw: RawFol
 def _entry(raw: RawFolder, mark: dict[str, Any] | None, name: str | None) -> Entry | None:
     """What is known of the data set in a folder: by its mark, by the name it is asked for, or by its sizes."""
     if mark is not None:
-        return FACTS.get(str(mark.get("reference")))
+        if name not in (None, mark["reference"]):
+            raise DatasetError(
+                f"{raw.folder}: is {mark['name']}, a stand-in for {mark['reference']} and not for {name}; move it, or "
+                "give the folder's path"
+            )
+        return FACTS[mark["reference"]]
     if name is None:
         return next((entry for entry in OGB_FACTS if (entry.nodes, entry.edges) == (raw.nodes, raw.edges)), None)
     entry = FACTS[name]

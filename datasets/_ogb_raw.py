@@ -213,8 +213,9 @@ class _Archive(RawFolder):
     def edge_chunks(self) -> Iterator[np.ndarray]:
         file = self.file("edge_index")
         with open_stream(file, "edge_index") as sources, open_stream(file, "edge_index") as targets:
-            if len(sources.shape) != 2 or sources.shape[0] != 2:
-                raise DatasetError(f"{sources.where} has shape {list(sources.shape)}; it must be [2, edges]")
+            if len(sources.shape) != 2 or sources.shape[0] != 2 or sources.dtype.kind not in "iu":
+                found = f"shape {list(sources.shape)} and type {sources.dtype}"
+                raise DatasetError(f"{sources.where} has {found}; it must be [2, edges], of whole numbers")
             count = sources.shape[1]
             targets.skip(count)  # the ends of all edges come after their beginnings
             for first in range(0, count, _STEP):

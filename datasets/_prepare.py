@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from graphlossy.datasets._catalogue import catalogue_entry, locate, way
+from graphlossy.datasets._catalogue import catalogue_entry, locate, stand_in, way
 from graphlossy.datasets._checksums import PLANETOID_FILES
 from graphlossy.datasets._debian import NAME as DEBIAN
 from graphlossy.datasets._debian import prepare_debian
@@ -75,16 +75,28 @@ def prepare(
     if found is None and name in OGB:
         found = prepare_ogb(name, root, download=download)
     elif found is None and name in STAND_INS:
-        found = write_ogb(name, root, scale, seed)
+        found = _written(name, root, scale, seed)
     elif found is None:
         return _by_loading(name, root, download)
+    if (found / "raw" / "edge.csv.gz").exists():
+        # Converts the texts, so that whoever loads the graph next has only to map arrays; a damaged one is refused.
+        read_ogb(found, name if name in OGB else None)
     if name != WORDNET and read_manifest(found) is None and os.access(found, os.W_OK):
         # A folder that is read-only is as good, but cannot be verified.
-        origin = {"scale": scale, "seed": seed} if name in STAND_INS else {"source": entry.source}
+        generated = stand_in(entry, found)
+        origin = {"scale": scale, "seed": seed} if name in STAND_INS else {"source": generated or entry.source}
         write_manifest(found, name, origin, _PUBLISHED)
-    if (found / "raw" / "edge.csv.gz").exists():
-        read_ogb(found)  # converts the texts, so that whoever loads the graph next has only to map arrays
     return found
+
+
+def _written(name: str, root: str | os.PathLike[str] | None, scale: float | None, seed: int) -> Path:
+    """Writes a stand-in, unless another process that was asked for the same is faster."""
+    try:
+        return write_ogb(name, root, scale, seed)
+    except DatasetError:
+        if (found := locate(name, root, scale, seed)) is None:
+            raise
+        return found
 
 
 def _checked(folder: Path, name: str) -> Path:

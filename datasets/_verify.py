@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphlossy.datasets._catalogue import catalogue_entry, locate, quick, way
+from graphlossy.datasets._catalogue import catalogue_entry, locate, quick, stand_in, way
 from graphlossy.datasets._check import check_data
 from graphlossy.datasets._checksums import PLANETOID_FILES, WORDNET_SHA256
 from graphlossy.datasets._debian import NAME as DEBIAN
@@ -37,7 +38,12 @@ class Finding:
 
 
 def verify(
-    name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, contents: bool = True
+    name_or_path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    contents: bool = True,
+    scale: float | None = None,
+    seed: int = 0,
 ) -> list[Finding]:
     """Looks at a data set's files and, with ``contents``, reads it and checks every value; nothing is downloaded.
 
@@ -48,6 +54,8 @@ def verify(
         name_or_path: as :func:`graphlossy.datasets.load` takes it.
         root: folder of the data sets; by default ``$GRAPHLOSSY_DATA`` or ``~/.cache/graphlossy``.
         contents: False looks at the files only.
+        scale: of a generated graph, as :func:`graphlossy.datasets.load` takes it.
+        seed: of a generated graph.
 
     Returns:
         What was looked at, in order; all is right where no ``problem`` is set.
@@ -62,14 +70,22 @@ def verify(
     """
     name = known_name(os.fspath(name_or_path))
     entry = catalogue_entry(name) if name else None
-    place = locate(name, root) if name else _existing(Path(name_or_path))
+    if scale is not None and (name is None or way(name) != "generated"):
+        raise DatasetError(f"scale is for generated graphs alone; {name_or_path} is none")
+    place = locate(name, root, scale, seed) if name else _existing(Path(name_or_path))
     if name and place is None and way(name) != "generated":
         return [Finding(name, f"is not here; `graphlossy datasets prepare {name}` gets it")]
-    found = _files(place) if place is not None else [Finding("files", detail="generated in memory, none are needed")]
-    if place is None and entry is not None and not quick(entry):
+    found = _files(place) if place is not None else [Finding("files", detail="none are here: generated in memory")]
+    if entry is not None and (generated := stand_in(entry, place)) is not None:
+        problem = f"{place} is a generated stand-in ({generated}), not {entry.name}; move it, and prepare the original"
+        return [*found, Finding("origin", problem)]
+    if place is None and entry is not None and not quick(entry, scale):
         return found
     if contents and not any(finding.problem for finding in found):
-        found += _contents(name or str(name_or_path), place, root, entry)
+        text = name or str(name_or_path)
+        # By its name, the graph of packages would be built anew whenever the machine's lists have changed.
+        source = place if name == DEBIAN and place is not None else text
+        found += _contents(lambda: load(source, root=root, split=None, scale=scale, seed=seed), text, entry)
     return found
 
 
@@ -109,9 +125,9 @@ def _compared(folder: Path, expected: dict[str, dict[str, Any]]) -> list[Finding
     return found
 
 
-def _contents(text: str, place: Path | None, root: str | os.PathLike[str] | None, entry: Entry | None) -> list[Finding]:
+def _contents(read: Callable[[], Any], text: str, entry: Entry | None) -> list[Finding]:
     try:
-        data = load(place if entry and entry.name == DEBIAN and place is not None else text, root=root, split=None)
+        data = read()
         check_data(data, text)
     except DatasetError as error:
         return [Finding("contents", str(error))]

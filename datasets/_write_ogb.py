@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -18,7 +19,7 @@ from graphlossy.datasets._converted import sweep
 from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._facts import FACTS
 from graphlossy.datasets._generate import check_scale, generate, papers, part_of, proteins, scaled_name
-from graphlossy.datasets._mark import mark_text
+from graphlossy.datasets._mark import write_mark
 from graphlossy.datasets._ogb_raw import PARTS
 from graphlossy.datasets._papers_model import Papers
 from graphlossy.datasets._planetoid import default_root
@@ -48,8 +49,8 @@ def write_ogb(
     """Writes a generated graph in the on-disk layout of the OGB data set that it stands in for.
 
     ``load(folder)``, ``load(NAME, root=..., scale=..., seed=...)`` and OGB's own loaders read it, all to the same
-    graph. ``mapping/README.md`` and ``RELEASE_v1.txt`` say that it is a stand-in; what is loaded from it has
-    ``data.synthetic = True`` and the generator's name and scale in ``data.name``.
+    graph. ``mapping/README.md``, ``RELEASE_v1.txt`` and ``raw/README.md`` say that it is a stand-in; what is loaded
+    from it has ``data.synthetic = True`` and the generator's name and scale in ``data.name``.
 
     Args:
         name: ``"synth-arxiv"``, ``"synth-products"``, ``"synth-proteins"`` or ``"synth-papers100M"``.
@@ -70,7 +71,7 @@ def write_ogb(
         >>> from graphlossy.datasets import load, write_ogb
         >>> folder = write_ogb("synth-arxiv", "data", scale=0.01, official_name=True)
         >>> sorted(path.name for path in (folder / "raw").iterdir())[:3]
-        ['edge.csv.gz', 'node-feat.csv.gz', 'node-label.csv.gz']
+        ['README.md', 'edge.csv.gz', 'node-feat.csv.gz']
         >>> data = load("ogbn-arxiv", root="data")
         >>> data.name, data.synthetic, data.reference, data.x.equal(load("synth-arxiv", scale=0.01).x)
         ('synth-arxiv x0.01', True, 'ogbn-arxiv', True)
@@ -85,7 +86,7 @@ def write_ogb(
     if official_name:
         folder = folder.with_name(str(entry.reference).replace("-", "_"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DatasetError(f"{folder}: exists already; remove it first, or give another root")
+        raise DatasetError(_there(folder))
     made = folder.with_name(f".{folder.name}-{socket.gethostname()}-{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -98,16 +99,21 @@ def write_ogb(
             "name": scaled_name(name, scale), "reference": entry.reference, "scale": scale, "seed": int(seed),
             "num_classes": classes,
         }  # fmt: skip
-        for file in (made / "mapping" / "README.md", made / "RELEASE_v1.txt"):
-            file.write_text(mark_text(facts))
+        write_mark(made, facts)
         if folder.exists():
             folder.rmdir()
         made.rename(folder)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.is_dir():  # another process was faster
+            raise DatasetError(_there(folder)) from None
         raise DatasetError(f"{folder}: cannot be written ({error.strerror or error}); give another root") from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return folder
+
+
+def _there(folder: Path) -> str:
+    return f"{folder}: exists already; remove it first, or give another root"
 
 
 def _write(made: Path, name: str, scale: float, seed: int, split: str) -> int:

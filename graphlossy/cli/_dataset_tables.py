@@ -53,8 +53,8 @@ def list_table(rows: list[tuple[Entry, str]]) -> Table:
     return table
 
 
-def show_entry(out: Console, entry: Entry, here: str) -> None:
-    """What the catalogue knows of one data set."""
+def show_entry(out: Console, entry: Entry, here: str, generated: str | None = None) -> None:
+    """What the catalogue knows of one data set; ``generated`` names the stand-in that lies in its place."""
     rows = {
         "name": entry.name,
         "what": entry.source,
@@ -67,6 +67,8 @@ def show_entry(out: Console, entry: Entry, here: str) -> None:
     }
     if entry.synthetic and entry.reference:
         rows["note"] = f"a stand-in: an accuracy on it says nothing of the accuracy on {entry.reference}"
+    if generated is not None:
+        rows["note"] = f"what is here is a generated stand-in ({generated}), not {entry.name}"
     _rows(out, rows)
 
 

@@ -24,7 +24,7 @@ from graphlossy.cli._dataset_tables import (
 )
 from graphlossy.cli._errors import user_errors
 from graphlossy.datasets import DatasetError, Entry, catalogue, load, prepare, statistics, verify
-from graphlossy.datasets._catalogue import catalogue_entry, locate, quick, way
+from graphlossy.datasets._catalogue import catalogue_entry, locate, quick, stand_in, way
 from graphlossy.datasets._statistics import degree_counts
 from graphlossy.datasets._verify import known_name
 
@@ -107,6 +107,7 @@ def list_command(root: Path | None, as_json: bool) -> None:
     console().print(list_table([(entry, _here_in_a_word(entry, place)) for entry, place in rows]))
     click.echo(
         "edges: each undirected edge once, as its publisher counts; `graphlossy datasets info NAME` tells more.\n"
+        "licence: as the publisher of the files states it.\n"
         "synth-*: generated stand-ins; accuracies on them say nothing of those on the originals."
     )
 
@@ -157,7 +158,7 @@ def info_command(
         return
     out = console()
     if entry is not None:
-        show_entry(out, entry, _here(entry, place))
+        show_entry(out, entry, _here(entry, place), stand_in(entry, place))
     if found is not None:
         show_statistics(out, found)
     if picture is not None:
@@ -185,7 +186,8 @@ def prepare_command(name: str, root: Path | None, scale: float | None, seed: int
         entry = catalogue_entry(name)
         place = _prepare(entry, root, scale, seed)
     if as_json:
-        click.echo(json.dumps({"name": entry.name, "place": str(place), "bytes": _size(place)}, indent=2))
+        facts = {"place": str(place), "stand_in": stand_in(entry, place), "bytes": _size(place)}
+        click.echo(json.dumps({"name": entry.name} | facts, indent=2))
     else:
         click.echo(place)
 
@@ -194,9 +196,12 @@ def prepare_command(name: str, root: Path | None, scale: float | None, seed: int
 @click.argument("name", metavar="NAME|FILE|FOLDER")
 @_with_root
 @click.option("--files-only", is_flag=True, help="Do not read the data, only compare sizes and checksums.")
+@_with_scale_and_seed
 @_with_json
 @click.pass_context
-def verify_command(ctx: click.Context, name: str, root: Path | None, files_only: bool, as_json: bool) -> None:
+def verify_command(
+    ctx: click.Context, name: str, root: Path | None, files_only: bool, scale: float | None, seed: int, as_json: bool
+) -> None:
     """Compare a data set's files with their known sizes and checksums, and check that it can be trained on.
 
     One line for each thing looked at. The exit code is 0 where all is right, 1 where something is wrong, and 2 where
@@ -206,12 +211,13 @@ def verify_command(ctx: click.Context, name: str, root: Path | None, files_only:
     Examples:
       graphlossy datasets verify Cora
       graphlossy datasets verify debian-packages --files-only
+      graphlossy datasets verify synth-products --scale 0.1
       graphlossy datasets verify path/to/folder && graphlossy train --dataset path/to/folder
     """
-    with user_errors(DatasetError):
+    with user_errors(DatasetError, ValueError):
         if known_name(name) is None and not Path(name).exists():
             _unknown(name)
-        findings = verify(name, root, contents=not files_only)
+        findings = verify(name, root, contents=not files_only, scale=scale, seed=seed)
     wrong = sum(finding.problem is not None for finding in findings)
     if as_json:
         click.echo(json.dumps({"name": name, "wrong": wrong, "findings": [asdict(f) for f in findings]}, indent=2))
@@ -231,6 +237,9 @@ def _prepare(entry: Entry, root: Path | None, scale: float | None, seed: int) ->
         place = prepare(entry.name, root, scale=scale, seed=seed)
     state = "is here already" if here is not None else "is ready"
     errors.print(f"{entry.name} {state}: {disk_size(_size(place))}", markup=False, highlight=False, soft_wrap=True)
+    if (generated := stand_in(entry, place)) is not None:
+        warning = f"it is a generated stand-in ({generated}), not {entry.name}; move it to get the original"
+        errors.print(warning, markup=False, highlight=False, soft_wrap=True)
     return place
 
 
@@ -253,11 +262,14 @@ def _here(entry: Entry, place: Path | None) -> str:
 def _here_in_a_word(entry: Entry, place: Path | None) -> str:
     if way(entry.name) in ("embedded", "generated"):
         return way(entry.name)
+    if stand_in(entry, place) is not None:
+        return "stand-in"
     return "yes" if place is not None else "no"
 
 
 def _entry_dict(entry: Entry, place: Path | None) -> dict[str, Any]:
-    return asdict(entry) | {"way": way(entry.name), "place": None if place is None else str(place)}
+    here = {"place": None if place is None else str(place), "stand_in": stand_in(entry, place)}
+    return asdict(entry) | {"way": way(entry.name)} | here
 
 
 def _size(place: Path) -> int:

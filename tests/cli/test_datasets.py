@@ -193,7 +193,10 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_a_stopped_preparation_leaves_nothing_half_done(tmp_path):
-    command = [sys.executable, "-m", "graphlossy.cli", "datasets", "prepare", "synth-arxiv", "--root", "here"]
+    # A process that is started in the background would ignore the signal.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen}; from graphlossy.cli import main; main()"
+    command = [sys.executable, "-c", code, "datasets", "prepare", "synth-arxiv", "--root", "here"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         here, deadline = tmp_path / "here", time.monotonic() + 60
         while not (here.exists() and any(here.iterdir())) and time.monotonic() < deadline:

@@ -230,7 +230,9 @@ def test_what_cannot_be_prepared(tmp_path: Path, name: str, options: dict, error
 
 KILLED = """
 import os, sys
+import numpy as np
 from graphlossy.datasets import _debian
+_debian.description_features = lambda texts: np.ones((len(texts), 2), np.float32)  # without importing scikit-learn
 _debian.write_manifest = lambda *_: os.kill(os.getpid(), 9)  # when all files but the last are written
 _debian.prepare_debian(sys.argv[1], sys.argv[2])
 """

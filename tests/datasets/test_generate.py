@@ -115,7 +115,7 @@ def fit(x: torch.Tensor, data) -> float:
 
 
 def test_the_neighbours_of_a_protein_tell_more_than_itself() -> None:
-    data = load("synth-proteins", scale=0.02)
+    data = load("synth-proteins", scale=0.012)
     source, target = data.edge_index
     mean = torch.zeros_like(data.x).index_add_(0, source, data.x[target])
     mean /= torch.bincount(source, minlength=data.num_nodes)[:, None]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch_geometric.utils import to_undirected
 
-from graphlossy.datasets import DatasetError, check_data, load, prepare, save_folder
+from graphlossy.datasets import DatasetError, check_data, load, open_structure, prepare, save_folder, write_ogb
 from graphlossy.datasets import _ogb as ogb_module
 from graphlossy.datasets._ogb import OGB
 
@@ -325,3 +325,41 @@ def test_arguments(tmp_path: Path) -> None:
         load(folder, split=1)
     copy = load(save_folder(load(folder), tmp_path / "copy"))
     assert (copy.num_nodes, copy.synthetic, copy.reference) == (fakes.NODES, True, "ogbn-arxiv")
+
+
+def test_edges_are_whole_numbers_and_features_are_there(tmp_path: Path) -> None:
+    folder = write_ogb("synth-papers100M", tmp_path, 1e-5)
+    with np.load(folder / "raw" / "data.npz") as raw:
+        arrays = dict(raw)
+    for changed, message in (
+        (
+            {"edge_index": arrays["edge_index"] + 0.5},
+            r"edge_index has shape .* and type float64; it must be .* of whole",
+        ),
+        ({"node_feat": np.empty((0, 128), np.float32)}, "node_feat: is empty"),
+    ):
+        np.savez(folder / "raw" / "data.npz", **(arrays | changed))
+        with pytest.raises(DatasetError, match=message):
+            load(folder)
+    tables = write_ogb("synth-arxiv", tmp_path, 0.003)
+    (tables / "raw" / "node-feat.csv.gz").write_bytes(b"")
+    with pytest.raises(DatasetError, match="node-feat.csv.gz: is empty"):
+        load(tables)
+
+
+def test_labels_fit_the_number_of_nodes_that_is_now_in_the_archive(tmp_path: Path) -> None:
+    folder = write_ogb("synth-papers100M", tmp_path, 1e-5)
+    nodes = open_structure(folder).num_nodes
+    with np.load(folder / "raw" / "data.npz") as raw:
+        arrays = dict(raw)
+    np.savez(folder / "raw" / "data.npz", **(arrays | {"num_nodes_list": np.array([nodes + 1])}))
+    with pytest.raises(DatasetError, match="node_label: has 1,111 rows, but there are 1,112 nodes"):
+        open_structure(folder)
+
+
+def test_a_damaged_folder_gets_no_manifest(tmp_path: Path) -> None:
+    folder = write_ogb("synth-arxiv", tmp_path, 0.003)
+    (folder / "split" / "time" / "valid.csv.gz").unlink()
+    with pytest.raises(DatasetError, match="valid.csv.gz: there is no such file"):
+        prepare("synth-arxiv", tmp_path, scale=0.003)
+    assert not (folder / "manifest.json").exists()
