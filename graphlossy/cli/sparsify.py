@@ -73,7 +73,8 @@ def command(**options: Any) -> None:
     """
     with user_errors(ValueError, TypeError, ModuleNotFoundError), _in_words_of_the_options():
         summary, text = _run(options)
-    click.echo(json.dumps(summary, indent=2, allow_nan=False) if options["as_json"] else text)
+        shown = json.dumps(summary, indent=2, allow_nan=False) if options["as_json"] else text
+    click.echo(shown)
 
 
 def _run(options: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -154,7 +154,7 @@ class Kernels:
         self._library.lossy_weighted_buckets(_key(seed, 1), num_samples, high, ends[1:].data_ptr(), *run)
         ends = ends.cumsum(0)
         counts, found = torch.empty(n, dtype=torch.uint8), torch.empty_like(sums)
-        large = torch.empty((2, num_samples // 255 + 1), dtype=torch.int64)
+        large = torch.empty((2, min(n, num_samples // 255)), dtype=torch.int64)
         pointers = starts.data_ptr(), ends.data_ptr(), whole, _key(seed, 2), high, counts.data_ptr(), found.data_ptr()
         many = self._library.lossy_weighted_count(
             *source, *_weighted_sample.unit_factors(exponent), block, *pointers, large[0].data_ptr(),

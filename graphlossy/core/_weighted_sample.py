@@ -19,11 +19,22 @@ from graphlossy.core import _schemas
 from graphlossy.core._random import _signed, random_bits
 from graphlossy.core.quantize import seed_or_draw
 
-__all__ = ["BITS", "buckets", "check_count", "check_weights", "draw", "unit_exponent", "units", "weighted_sample"]
+__all__ = [
+    "BITS",
+    "MOST_DRAWS",
+    "buckets",
+    "check_count",
+    "check_weights",
+    "draw",
+    "unit_exponent",
+    "units",
+    "weighted_sample",
+]
 
 _CHUNK = 1 << 20  # weights or draws at a time
 BITS = 60  # of a uniform number; the units add up to less than 2**BITS
 _PER_BUCKET = 1 << 10
+MOST_DRAWS = 1 << 40  # half a day
 
 
 def check_count(name: str, value: object, least: int) -> int:
@@ -101,7 +112,7 @@ def weighted_sample(weights: Tensor, num_samples: int, seed: int | None = None) 
 
     Args:
         weights: [n] finite, at least 0, any real dtype; they need not add up to 1.
-        num_samples: draws.
+        num_samples: draws, at most 2**40.
         seed: of the draws; None takes one from torch's global generator. One seed gives the same result on every
             device and with any number of threads.
 
@@ -111,18 +122,25 @@ def weighted_sample(weights: Tensor, num_samples: int, seed: int | None = None) 
 
     Raises:
         TypeError: ``weights`` is no dense real tensor, ``num_samples`` no int.
-        ValueError: a weight is negative, NaN or infinite, or all are zero (or none is given) and a draw is wanted.
+        ValueError: a weight is negative, NaN or infinite, or all are zero (or none is given) and a draw is wanted;
+            ``num_samples`` is negative or above 2**40.
 
     Example:
         >>> index, counts = weighted_sample(torch.tensor([1.0, 0.0, 3.0]), 1000, seed=0)
         >>> index.tolist(), int(counts.sum()), bool(counts[1] > 2 * counts[0])
         ([0, 2], 1000, True)
     """
-    check_count("num_samples", num_samples, 0)
+    check_draw_count(check_count("num_samples", num_samples, 0))
     check_form(weights)
     seed = _signed(seed_or_draw(seed))
     index, counts = torch.ops.graphlossy.weighted_sample(weights.detach(), num_samples, seed)
     return index, counts
+
+
+def check_draw_count(num_samples: int) -> None:
+    """Raises for so many draws that they would never end."""
+    if num_samples > MOST_DRAWS:
+        raise ValueError(f"num_samples must be at most 2**40, about {MOST_DRAWS:.1e} draws; got {num_samples}")
 
 
 def check_draws(weights: Tensor, num_samples: int) -> float:
@@ -132,6 +150,7 @@ def check_draws(weights: Tensor, num_samples: int) -> float:
         return 0.0
     if num_samples < 0:
         raise ValueError(f"num_samples must be at least 0, got {num_samples}")
+    check_draw_count(num_samples)
     if largest == 0:
         raise ValueError(
             f"weights must have a positive entry to draw {num_samples} samples from; "

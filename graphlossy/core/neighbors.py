@@ -66,7 +66,7 @@ def sample_neighbors(
         indptr: [N + 1] int32 or int64, rising; may be memory-mapped.
         seeds: [S] node ids, int32 or int64; a node may be there more than once and then has the same edges each time,
             unless ``stream`` tells its entries apart.
-        k: edges of a node; -1 for all of them (whatever their weights).
+        k: edges of a node, below 2**31; -1 for all of them (whatever their weights).
         replace: draw with replacement: ``k`` edges of every node that has any.
         weight: [E] float32, float64, int32 or int64, finite and at least 0 (others count as 0); may be memory-mapped.
         stream: [S] int64 numbers that give a node other draws.
@@ -79,7 +79,7 @@ def sample_neighbors(
 
     Raises:
         TypeError: a tensor has the wrong type.
-        ValueError: ``k`` is below -1, a seed is no node, or a node has 2**29 edges or more.
+        ValueError: ``k`` is out of range, a seed is no node, or a node has 2**29 edges or more.
 
     Example:
         >>> indptr = torch.tensor([0, 3, 3, 5])
@@ -161,8 +161,8 @@ def _check_sample(
         raise ValueError("indptr must have at least one entry (N + 1 for N nodes), got none")
     if stream is not None and stream.shape[0] != seeds.shape[0]:
         raise ValueError(f"stream must have one entry for each of {seeds.shape[0]} seeds, got {stream.shape[0]}")
-    if k < -1:
-        raise ValueError(f"k must be -1 (all edges) or at least 0, got {k}")
+    if not -1 <= k < 2**31:  # times a weight's 2**31 units it stays in an int64
+        raise ValueError(f"k must be -1 (all edges) or from 0 to 2**31 - 1, got {k}")
 
 
 def _check_relabel(known: Tensor, found: Tensor, num_nodes: int) -> None:

@@ -30,7 +30,7 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_fanouts(num_neighbors: object) -> list[int]:
-    """One number of neighbours for each hop, each at least 1, or -1 for all."""
+    """One number of neighbours for each hop, each from 1 to 2**31 - 1, or -1 for all."""
     if isinstance(num_neighbors, (str, Tensor)) or not isinstance(num_neighbors, Sequence):
         raise TypeError(f"num_neighbors must be a list of one int for each hop, got {num_neighbors!r}")
     fanouts = list(num_neighbors)
@@ -39,8 +39,10 @@ def check_fanouts(num_neighbors: object) -> list[int]:
     for k in fanouts:
         if isinstance(k, bool) or not isinstance(k, int):
             raise TypeError(f"num_neighbors must hold ints, got {k!r} in {fanouts}")
-        if k == 0 or k < -1:
-            raise ValueError(f"num_neighbors must be at least 1, or -1 for all neighbours; got {k} in {fanouts}")
+        if k == 0 or not -1 <= k < 2**31:
+            raise ValueError(
+                f"num_neighbors must be from 1 to 2**31 - 1, or -1 for all neighbours; got {k} in {fanouts}"
+            )
     return fanouts
 
 
@@ -68,7 +70,10 @@ def check_weights(name: str, weight: object, edges: int) -> Tensor:
 
 def node_ids(name: str, nodes: object, num_nodes: int) -> Tensor:
     """Node ids: int64 [S] from a mask [N], a tensor or a list of ids, all of them below ``num_nodes``."""
-    ids = nodes if isinstance(nodes, Tensor) else torch.as_tensor(nodes)
+    try:
+        ids = nodes if isinstance(nodes, Tensor) else torch.as_tensor(nodes)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name} must be a mask or a list of node ids, got {nodes!r:.60}") from None
     if ids.dtype == torch.bool:
         if tuple(ids.shape) != (num_nodes,):
             raise ValueError(f"{name} is a mask and must have shape ({num_nodes},), got {tuple(ids.shape)}")

@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 from torch_geometric.index import index2ptr
 
 from graphlossy.core.neighbors import can_read_elements, read_elements
+from graphlossy.sampler._checks import node_ids
 
 __all__ = ["Graph", "as_graph", "as_tensor", "edge_graph"]
 
@@ -82,8 +83,12 @@ class Graph:
     def sources(self, position: Tensor) -> Tensor:
         """int64 nodes from which the edges at these positions come."""
         if self._file is not None:
-            return read_elements(*self._file, self.indices.dtype, position)
-        return self.indices.index_select(0, position).to(torch.int64)
+            return self._sound(read_elements(*self._file, self.indices.dtype, position))
+        return self._sound(self.indices.index_select(0, position).to(torch.int64))
+
+    def _sound(self, sources: Tensor) -> Tensor:
+        """``sources``, which must be nodes; those of arrays in memory were looked at once."""
+        return node_ids("row", sources, self.num_nodes) if self._sources else sources
 
     def _watch(self) -> None:
         """Tells the system how the maps are read, and opens the file of a read-only one.
@@ -125,7 +130,7 @@ class Graph:
             last = int(torch.searchsorted(self.indptr, end))
             pointers = self.indptr[first : last + 1].to(torch.int64).clamp(start, end)
             to = torch.arange(first, last).repeat_interleave(pointers.diff())
-            yield self.indices[start:end].to(torch.int64), to, slice(start, end)
+            yield self._sound(self.indices[start:end].to(torch.int64)), to, slice(start, end)
 
     def __getstate__(self) -> dict[str, Any]:
         """Memory-mapped arrays travel to other processes by name."""
@@ -199,10 +204,15 @@ def edge_graph(edge_index: Tensor, num_nodes: int, num_src: int | None = None, v
 
     ``num_src``: nodes on the side where edges start, if they are of another type.
     """
-    if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
-        raise ValueError(
-            f"edge_index must be integers of shape [2, E], got {edge_index.dtype} {tuple(edge_index.shape)}"
-        )
+    kind = edge_index.dtype
+    if (
+        edge_index.dim() != 2
+        or edge_index.shape[0] != 2
+        or kind.is_floating_point
+        or kind.is_complex
+        or kind == torch.bool
+    ):
+        raise ValueError(f"edge_index must be integers of shape [2, E], got {kind} {tuple(edge_index.shape)}")
     row, col = edge_index.as_subclass(Tensor).detach().cpu().unbind(0)
     for ids, most in ((col, num_nodes), (row, num_nodes if num_src is None else num_src)):
         if ids.numel():

@@ -26,11 +26,15 @@ _FORMAT = 1
 def metis_partition(graph: Graph, num_parts: int) -> Tensor:
     """int64 [N] parts 0 to num_parts - 1 by METIS (Karypis and Kumar 1998), edges in either direction counting alike.
 
+    With as many parts as nodes, or more, every node is a part of its own.
+
     Raises:
         ModuleNotFoundError: pymetis is not installed.
     """
     if num_parts == 1 or graph.num_nodes == 0:
         return torch.zeros(graph.num_nodes, dtype=torch.int64)
+    if num_parts >= graph.num_nodes:  # METIS would complain on stdout
+        return torch.arange(graph.num_nodes)
     try:
         import pymetis
     except ModuleNotFoundError:
@@ -55,16 +59,16 @@ class ClusterSampler(SubgraphSampler):
     """A batch is some clusters with all edges among their nodes; the input nodes of a loader are numbers of clusters.
 
     ``NodeLoader(data, node_sampler=sampler, input_nodes=sampler.clusters, batch_size=20, shuffle=True)`` gives batches
-    of 20 clusters. METIS may leave parts empty (many parts, few nodes); ``sampler.clusters`` names those that are not,
-    and an empty one adds no nodes. Nothing is claimed to be unbiased: edges between batches are left out.
+    of 20 clusters. Parts may be empty (many parts, few nodes); ``sampler.clusters`` names those that are not, and an
+    empty one adds no nodes. Nothing is claimed to be unbiased: edges between batches are left out.
 
     Args:
         data: ``Data`` or a pair ``(colptr, row)``, as for `NeighborSampler`.
         num_parts: clusters that METIS makes; needs pymetis (``pip install "graphlossy[cluster]"``).
         partition: int [N] the cluster of every node, instead of ``num_parts``.
         cache: file for the partition: read if it fits the graph and ``num_parts``, else written (as a whole or not at
-            all).
-        seed: unused draws; for the same interface as other samplers.
+            all); that it can be written is found out before METIS runs.
+        seed: not used; for the sake of one interface.
 
     Raises:
         TypeError, ValueError: an argument or the graph cannot be used.
@@ -97,21 +101,23 @@ class ClusterSampler(SubgraphSampler):
             parts = _check_partition(partition, self.graph.num_nodes)
         self.num_parts = max(int(parts.max()) + 1 if parts.numel() else 0, num_parts or 0)
         order = parts.sort(stable=True)
-        self._nodes = order.indices
-        self._start = torch.searchsorted(order.values, torch.arange(self.num_parts + 1))
+        self._nodes, self._sorted = order.indices, order.values
         self.partition = parts
 
     @property
     def clusters(self) -> Tensor:
         """int64 numbers of the clusters that have nodes."""
-        return self._start.diff().nonzero().squeeze(1)
+        return self._sorted.unique_consecutive()
 
     def _partition(self, num_parts: int, cache: Path | None) -> Tensor:
         if cache is None:
             return metis_partition(self.graph, num_parts)
+        if cache.exists() and not cache.is_file():  # reading a pipe would wait, writing would replace a device
+            raise ValueError(f"cache must be the path of a file, but {cache} is there and is none")
         key = np.array([_FORMAT, num_parts, self.graph.num_nodes, self.graph.num_edges, _fingerprint(self.graph)])
         found = _read(cache, key)
         if found is None:
+            _check_writable(cache)
             found = metis_partition(self.graph, num_parts)
             _write(cache, key, found)
         return found
@@ -123,7 +129,9 @@ class ClusterSampler(SubgraphSampler):
                 f"input nodes must be numbers of clusters, 0 to {self.num_parts - 1} (sampler.clusters), "
                 f"got {inputs.min().item()} to {inputs.max().item()}"
             )
-        parts = [self._nodes[self._start[c] : self._start[c + 1]] for c in dict.fromkeys(inputs.tolist())]
+        chosen = torch.tensor(list(dict.fromkeys(inputs.tolist())), dtype=torch.int64)
+        first, end = (torch.searchsorted(self._sorted, chosen, right=right).tolist() for right in (False, True))
+        parts = [self._nodes[a:b] for a, b in zip(first, end, strict=True)]
         nodes = torch.cat(parts) if parts else self._nodes[:0]
         return SamplerOutput(nodes, *induced(self.graph, nodes)), {}
 
@@ -157,8 +165,17 @@ def _read(file: Path, key: np.ndarray) -> Tensor | None:
     return None
 
 
+def _check_writable(file: Path) -> None:
+    """Raises unless a file of that name can be made or replaced."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"cache {file} cannot be written ({error.strerror or error}); give another path") from None
+
+
 def _write(file: Path, key: np.ndarray, partition: Tensor) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "wb") as out:

@@ -70,7 +70,7 @@ class BatchLoader:
         """One batch by its number, of the epoch that comes next unless given."""
         if not 0 <= check_count("number", number, 0) < len(self):
             raise ValueError(f"number must be from 0 to {len(self) - 1}, got {number}")
-        return self._batches[self.epoch if epoch is None else epoch, number]
+        return self._batches[self.epoch if epoch is None else check_count("epoch", epoch, 0), number]
 
 
 class _Keys(torch.utils.data.Sampler):
@@ -168,6 +168,8 @@ def make_loader(
         raise TypeError(f"data must be a torch_geometric Data, got {type(data).__name__}; give CSC arrays as graph=")
     batch_size = check_count("batch_size", _BATCH_SIZE.get(kind, 1024) if batch_size is None else batch_size)
     check_count("num_workers", num_workers, 0)
+    if prefetch_factor is not None:
+        check_count("prefetch_factor", prefetch_factor)
     check_count("world_size", world_size)
     if not 0 <= check_count("rank", rank, 0) < world_size:
         raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
@@ -182,7 +184,7 @@ def make_loader(
     if kind in ("neighbor", "degree-neighbor"):
         sampler = NeighborSampler(
             edges,
-            list(num_neighbors),
+            num_neighbors,
             replace=replace,
             weight="degree" if kind == "degree-neighbor" else "uniform",
             weighted=kind == "degree-neighbor" if weighted is None else weighted,

@@ -195,8 +195,10 @@ class NeighborSampler(Seeded, BaseSampler):
         return edge_sample(inputs, sample, self.num_nodes, self.disjoint, None, neg_sampling)
 
 
-def check_value(value: Tensor, edges: int) -> Tensor:
+def check_value(value: object, edges: int) -> Tensor:
     """The graph's own edge weights: [E] finite real numbers, of any sign."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"edge_weight must be a torch.Tensor of {edges} weights, got {type(value).__name__}")
     value = value.detach().cpu()
     value = value.squeeze(1) if value.dim() == 2 and value.shape[1] == 1 else value
     if tuple(value.shape) != (edges,) or value.is_complex():

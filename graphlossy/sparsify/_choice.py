@@ -108,6 +108,9 @@ def _weights(edges: EdgeList, choice: Choice, kept: Tensor, total: int) -> Tenso
     own = None if edges.weight is None else edges.weight[kept]
     if choice.factor is not None:
         found[:pairs] = choice.factor if own is None else choice.factor * own
+        if not bool(found[:pairs].isfinite().all()):
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(f"edge_weight must leave room for weights that stand for several edges: {name} overflows")
     elif own is not None:
         found[:pairs] = own
     if edges.undirected:

@@ -158,13 +158,14 @@ def _plain(edge_index: Any, num_nodes: Any) -> tuple[Tensor, Any]:
 
 def _sizes(edge_index: Tensor, num_nodes: Any) -> tuple[int, int]:
     if num_nodes is None:
-        count = int(edge_index.max()) + 1 if edge_index.numel() else 0
-        return count, count
+        num_nodes = max(0, int(edge_index.max()) + 1) if edge_index.numel() else 0
     pair = num_nodes if isinstance(num_nodes, tuple) else (num_nodes, num_nodes)
     if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) for n in pair):
         raise TypeError(f"num_nodes must be an int or a pair of ints (sources, targets), got {num_nodes!r}")
     if min(pair) < 0:
         raise ValueError(f"num_nodes must be at least 0, got {num_nodes}")
+    if pair[0] * pair[1] >= 2**63:  # an edge is also handled as one int64, source * nodes + target
+        raise ValueError(f"a graph has at most 3,037,000,499 nodes, got {num_nodes}: is a number in edge_index wrong?")
     return pair
 
 

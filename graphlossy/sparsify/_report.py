@@ -14,7 +14,7 @@ from torch import Tensor
 
 from graphlossy.sparsify._components import components
 from graphlossy.sparsify._edges import EdgeList, read_edges
-from graphlossy.sparsify.resistance import as_undirected, laplacian
+from graphlossy.sparsify.resistance import MOST_NODES, as_undirected, laplacian
 
 __all__ = ["MOST_SPECTRAL_NODES", "Report", "report"]
 
@@ -127,7 +127,7 @@ def report(before: Any, after: Any, num_nodes: int | None = None, spectral: bool
 
     Raises:
         TypeError: the two are no graphs of one kind.
-        ValueError: as `degree_sparsify`.
+        ValueError: as `degree_sparsify`; ``spectral=True`` and more than 20,000 nodes.
 
     Example:
         >>> from graphlossy.sparsify import random_sparsify
@@ -177,6 +177,8 @@ def _compare(
     possible = one.edge_index.shape[1] - one.loops.numel()
     values = None
     size = one.num_nodes if one.undirected or one.bipartite else 2 * one.num_nodes
+    if spectral and size > 4 * MOST_NODES:
+        raise ValueError(f"spectral=True takes dense matrices of at most {4 * MOST_NODES} nodes; this graph has {size}")
     if spectral or (spectral is None and size <= MOST_SPECTRAL_NODES):
         values = eigenvalues(one, two)
     totals = [_weights(edges) for edges in (one, two)]
@@ -264,6 +266,8 @@ def eigenvalues(before: EdgeList, after: EdgeList) -> list[float]:
 
     L' - L in the basis of L's eigenvectors, scaled by their eigenvalues: x'L'x / x'Lx takes values between the two.
     """
+    if before.count == 0:
+        return [1.0, 1.0]
     if before.undirected != after.undirected:  # a few edges of a directed graph may happen to be symmetric
         before, after = (read_edges(e.edge_index, e.sizes[0], e.weight, undirected=False) for e in (before, after))
     matrices = [laplacian(*as_undirected(edges)) for edges in (before, after)]

@@ -63,7 +63,8 @@ class _Sparsify(BaseTransform):
             return data
         done: set[Any] = set()
         seeds = random_bits(seed, len(data.edge_types), 0, 6).tolist()
-        for edge_type, own in zip(data.edge_types, seeds, strict=True):
+        order = sorted(zip(data.edge_types, seeds, strict=True), key=lambda pair: pair[0][1].startswith("rev_"))
+        for edge_type, own in order:  # a reverse relation after the one that it may follow
             if edge_type in done:
                 continue
             source, relation, target = edge_type

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from graphlossy.core._weighted_sample import MOST_DRAWS, check_draw_count
 from graphlossy.core.quantize import seed_or_draw
 from graphlossy.sparsify._choice import Choice, check_ratio, everything, graph_of, one_of
 from graphlossy.sparsify._draws import Scores, draw, draws_for_share
@@ -107,6 +108,7 @@ def choose_by(
     elif isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"num_samples is the number of draws, an int of at least 1; got {num_samples!r}")
     else:
+        check_draw_count(num_samples)
         draws = num_samples
     seed = seed_or_draw(seed)
     if edges.count == 0 or ratio == 1:
@@ -125,7 +127,7 @@ def draws_for_epsilon(epsilon: object, nodes: int) -> int:
     if not (math.isfinite(epsilon) and epsilon > 0):
         raise ValueError(f"epsilon must be above 0 and finite, got {epsilon}; smaller values keep more edges")
     draws = 0.16 * nodes * math.log(max(nodes, 1)) / epsilon / epsilon
-    if draws > 2**48:
+    if draws > MOST_DRAWS:
         raise ValueError(f"epsilon {epsilon} asks for {draws:.3g} draws from {nodes} nodes; give a larger one")
     return max(1, math.ceil(draws))
 

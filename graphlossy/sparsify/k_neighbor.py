@@ -57,6 +57,8 @@ def choose(edges: EdgeList, seed: int | None, *, ratio: float | None = None, k: 
         ratio = check_ratio(ratio)
     elif isinstance(k, bool) or not isinstance(k, (int, float)) or not 0 < k < float("inf"):
         raise ValueError(f"k is the number of neighbours that a node chooses, above 0; got {k!r}")
+    else:
+        k = min(k, edges.count)  # more choose no more
     seed = seed_or_draw(seed)
     if edges.count == 0 or ratio == 1:
         return everything(edges)

@@ -34,7 +34,8 @@ def resistance_sparsify(
     arguments, returns and errors these are.
 
     Raises:
-        ValueError: more than `MOST_NODES` nodes (of a directed graph, sources and targets together).
+        ValueError: more than `MOST_NODES` nodes (of a directed graph, sources and targets together), or weights that
+            span too many orders of magnitude.
 
     Example:
         >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])  # every edge of a tree has resistance 1
@@ -94,6 +95,9 @@ def effective_resistance(size: int, u: Tensor, v: Tensor, weight: Tensor) -> Ten
     same = (label.unsqueeze(0) == label.unsqueeze(1)).to(torch.float64)
     scale = matrix.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     matrix.add_(same.div_(same.sum(1, keepdim=True)).mul_(scale))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if int(failed):
+        raise ValueError("edge_weight spans too many orders of magnitude for effective resistance; use degree_sparsify")
+    inverse = torch.cholesky_inverse(factor)
     found = inverse[u, u] + inverse[v, v] - 2 * inverse[u, v]
     return torch.where(weight > 0, found.clamp_(min=0), torch.zeros_like(found))

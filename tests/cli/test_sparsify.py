@@ -101,6 +101,8 @@ def test_help_has_examples() -> None:
         (["--ratio", 0.5, "--picture", "degrees.txt"], "a picture's name ends in one of"),
         (["--ratio", 0.5, "--out", ""], "expected a path"),
         (["--ratio", 0.5, "--seed", "x"], "x"),
+        (["--num-samples", 10**20], "num_samples must be at most"),
+        (["--epsilon", 1e-5], "draws from 13767 nodes"),
     ],
     ids=str,
 )

@@ -72,6 +72,13 @@ def test_the_kernel_is_the_definition(degrees, k, replace, kind, wide, with_stre
     assert_same(neighbors.cpu_sample(_cpu.kernels, *arguments), neighbors._reference_sample(*arguments))
 
 
+def test_the_largest_k_takes_every_edge_for_certain() -> None:
+    weight = torch.tensor([1e30, 1.0, 3.0, 1e-30])
+    for k in (4, 2**31 - 1):
+        position, counts, expected = sample_neighbors(graph([4]), torch.tensor([0]), k, weight=weight, seed=0)
+        assert position.tolist() == [0, 1, 2, 3] and counts.tolist() == [4] and expected.tolist() == [1.0] * 4
+
+
 @needs_kernels
 @pytest.mark.parametrize("kind", ["none", "float32"])
 @pytest.mark.parametrize("replace", [False, True])
@@ -245,6 +252,7 @@ BAD: list[tuple[dict[str, object], type[Exception], str]] = [
     ({"indptr": torch.tensor([0, 2**29, 2**29])}, ValueError, "fewer than 2\\*\\*29 edges"),
     ({"weight": torch.ones(1)}, ValueError, "not sound"),
     ({"weight": torch.ones(4, dtype=torch.float16)}, TypeError, "weight must be float32, .* got float16"),
+    ({"k": 2**31}, ValueError, r"from 0 to 2\*\*31 - 1, got 2147483648"),  # products with weights would overflow
     ({"stream": torch.tensor([1])}, ValueError, "one entry for each of 2 seeds, got 1"),
     ({"seed": 1.5}, TypeError, "seed must be an int or None"),
 ]

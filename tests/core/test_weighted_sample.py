@@ -131,6 +131,9 @@ def test_ten_million_weights():
 def test_errors():
     with pytest.raises(ValueError, match="num_samples must be at least 0, got -1"):
         weighted_sample(torch.ones(3), -1)
+    for many in (2**40 + 1, 2**64):  # the last is no int64 either
+        with pytest.raises(ValueError, match="num_samples must be at most 2"):
+            weighted_sample(torch.ones(3), many)
     with pytest.raises(TypeError, match="num_samples must be an int, got float"):
         weighted_sample(torch.ones(3), 2.0)
     with pytest.raises(TypeError, match="seed must be an int or None, got float"):

@@ -126,3 +126,27 @@ def test_a_cluster_that_is_none() -> None:
     sampler = ClusterSampler(rings(2, 3), partition=torch.tensor([0, 0, 0, 1, 1, 1]))
     with pytest.raises(ValueError, match="numbers of clusters, 0 to 1"):
         sampler.sample(torch.tensor([2]), 0)
+
+
+def test_more_parts_than_nodes_without_a_word_on_stdout(random_data, capfd) -> None:
+    for parts in (60, 61, 10**10):
+        sampler = ClusterSampler(random_data(), parts)
+        assert sampler.clusters.tolist() == list(range(60)) and sampler.num_parts == parts
+        assert sampler.sample(torch.tensor([5, parts - 1]), 0)[0].node.tolist() == ([5, 59] if parts == 60 else [5])
+    assert capfd.readouterr().out == ""
+
+
+def test_cluster_numbers_may_be_any() -> None:
+    data = Data(edge_index=torch.tensor([[0, 1], [1, 2]]), num_nodes=3)
+    sampler = ClusterSampler(data, partition=torch.tensor([2**62, 0, 2**62]))
+    assert sampler.clusters.tolist() == [0, 2**62]
+    assert sampler.sample(torch.tensor([2**62]), 0)[0].node.tolist() == [0, 2]
+
+
+def test_a_cache_that_cannot_be_written_is_found_before_the_work(random_data, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "metis_partition", lambda *_: pytest.fail("worked in vain"))
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe") if hasattr(os, "mkfifo") else (tmp_path / "pipe").mkdir()
+    for name, message in (("pipe", "is there and is none"), (".", "is there and is none"), ("file/x", "cannot be wri")):
+        with pytest.raises(ValueError, match=message):
+            ClusterSampler(random_data(), 4, cache=tmp_path / name)

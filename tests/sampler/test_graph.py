@@ -109,7 +109,7 @@ def test_a_neighbour_that_is_no_node_is_found_where_it_is_touched(random_data, t
     wrong[0] = 60
     wrong.flush()
     sampler = NeighborSampler((csc(data)[0], row), [-1], seed=0)
-    with pytest.raises(ValueError, match="below num_nodes = 60"):
+    with pytest.raises(ValueError, match="row must hold node ids from 0 to 59, got 60"):
         sampler.sample(torch.arange(57), 0)
 
 
@@ -166,3 +166,16 @@ def test_edges_read_from_a_file_leave_no_pages_behind(tmp_path: Path, dtype: typ
     changed = as_graph((graph.indptr, np.memmap(tmp_path / "other", dtype=dtype, mode="w+", shape=source.shape)))
     changed._sources["indices"][:] = 7  # a writable map is read as it is, not from its file
     assert changed.sources(position[:3]).tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("options", [{}, {"disjoint": True}, {"weight": "degree"}], ids=str)
+def test_a_wrong_node_on_disk_is_found_when_it_is_read(random_data, tmp_path: Path, options: dict) -> None:
+    colptr, row = csc(random_data())
+    wrong = row.clone()
+    wrong[int(colptr[7])] = 70  # would be node 10 of the next tree
+    for name, array in (("colptr", colptr), ("row", wrong)):
+        np.save(tmp_path / f"{name}.npy", array.numpy())
+    for mode in ("r", "r+"):
+        graph = tuple(np.load(tmp_path / f"{name}.npy", mmap_mode=mode) for name in ("colptr", "row"))
+        with pytest.raises(ValueError, match="row must hold node ids from 0 to 59, got 70"):
+            NeighborSampler(graph, [-1], seed=0, **options).sample(torch.tensor([7, 3]), 0)

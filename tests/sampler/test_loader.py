@@ -194,6 +194,8 @@ BAD = [
     ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
     ({"batch_size": "8"}, TypeError, "batch_size must be an int, got str '8'"),
     ({"num_neighbors": [0]}, ValueError, "got 0 in"),
+    ({"num_neighbors": 5}, TypeError, "must be a list of one int for each hop, got 5"),
+    ({"num_workers": 1, "prefetch_factor": 0}, ValueError, "prefetch_factor must be at least 1"),
     ({"num_workers": -1}, ValueError, "num_workers must be at least 0"),
     ({"rank": 2, "world_size": 2}, ValueError, "rank must be from 0 to world_size - 1 = 1, got 2"),
     ({"batch_size": 2, "world_size": 3}, ValueError, "at least world_size = 3, got 2"),
@@ -221,6 +223,8 @@ def test_bad_numbers_and_features(data: Data) -> None:
         loader.batch(len(loader))
     with pytest.raises(ValueError, match="epoch must be at least 0"):
         loader.set_epoch(-1)
+    with pytest.raises(TypeError, match="epoch must be an int, got str 'a'"):
+        loader.batch(0, "a")
     data.x = data.x[:10]
     with pytest.raises(ValueError, match=r"data.x must have a row for each of 60 nodes, got shape \(10, 2\)"):
         make_loader(data, "neighbor")

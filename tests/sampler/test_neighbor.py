@@ -185,7 +185,7 @@ def test_a_seed_that_is_there_twice_has_its_edges_twice() -> None:
 
 DATA = star(3)
 BAD = [
-    ({"num_neighbors": [3, 0]}, ValueError, "at least 1, or -1 for all neighbours; got 0"),
+    ({"num_neighbors": [3, 0]}, ValueError, "or -1 for all neighbours; got 0"),
     ({"num_neighbors": [-2]}, ValueError, "got -2"),
     ({"num_neighbors": []}, ValueError, "at least one hop"),
     ({"num_neighbors": 5}, TypeError, "a list of one int for each hop, got 5"),
@@ -197,6 +197,8 @@ BAD = [
     ({"weight": torch.ones(3, dtype=torch.bool)}, TypeError, "real numbers, got dtype torch.bool"),
     ({"weight": 3}, TypeError, "a dense torch.Tensor of 3 weights, got int"),
     ({"weight": torch.tensor([1.0, 0.0, 2.0]), "weighted": True}, ValueError, "weight is 0 for 1 edges"),
+    ({"num_neighbors": [2**31]}, ValueError, "or -1 for all neighbours; got 2147483648"),
+    ({"num_neighbors": 5}, TypeError, "must be a list of one int for each hop, got 5"),
     ({"mean": True}, ValueError, "set weighted=True too"),
     ({"replace": 1}, TypeError, "replace must be True or False, got 1"),
     ({"seed": "a"}, TypeError, "seed must be an int or None"),
@@ -225,6 +227,13 @@ def test_bad_inputs() -> None:
     bad.edge_weight = torch.tensor([1.0, torch.inf, 1.0])
     with pytest.raises(ValueError, match="edge_weight must be finite"):
         NeighborSampler(bad, [2], weighted=True)
+    bad.edge_weight = [1.0, 1.0, 1.0]
+    with pytest.raises(TypeError, match="edge_weight must be a torch.Tensor of 3 weights, got list"):
+        NeighborSampler(bad, [2], weighted=True)
+    with pytest.raises(TypeError, match="input nodes must be a mask or a list of node ids, got \\['a'\\]"):
+        sampler.sample(["a"], 0)
+    with pytest.raises(ValueError, match="must be integers of shape .* got torch.bool"):
+        NeighborSampler(Data(edge_index=torch.ones((2, 3), dtype=torch.bool), num_nodes=2), [2])
     bad.edge_weight = torch.ones(2)
     with pytest.raises(ValueError, match=r"edge_weight must be 3 real numbers, got torch.float32 \(2,\)"):
         NeighborSampler(bad, [2], weighted=True)

@@ -108,3 +108,11 @@ def test_functions_import_neither_pyg_nor_matplotlib() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'DegreSparsify'; its names are"):
         _ = graphlossy.sparsify.DegreSparsify
+
+
+def test_no_nodes_and_too_many() -> None:
+    none = torch.empty((2, 0), dtype=torch.int64)
+    found = report(none, none)
+    assert found.nodes == found.edges_before == 0 and found.eigenvalues == [1.0, 1.0] and found.share == 1.0
+    with pytest.raises(ValueError, match="spectral=True takes dense matrices of at most 20000 nodes"):
+        report(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[0, 1], [1, 0]]), 30_000, spectral=True)

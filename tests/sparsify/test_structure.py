@@ -231,6 +231,10 @@ EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]])
         ({"ratio": 0.5, "edge_weight": torch.tensor([1, 2, -3])}, ValueError, r"edge_weight\[2\] is -3"),
         ({"ratio": 0.5, "edge_weight": torch.tensor([1, torch.nan, 1])}, ValueError, r"edge_weight\[1\] is nan"),
         ({"ratio": 0.5, "edge_weight": torch.tensor([torch.inf, 1, 1])}, ValueError, r"edge_weight\[0\] is inf"),
+        ({"num_samples": 2**40 + 1}, ValueError, "num_samples must be at most"),
+        ({"epsilon": 1e-7, "num_nodes": 3}, ValueError, "asks for .* draws from 3 nodes"),
+        ({"ratio": 0.5, "num_nodes": 2**32}, ValueError, "at most 3,037,000,499 nodes, got 4294967296"),
+        ({"ratio": 0.5, "edge_index": EDGES + 2**62}, ValueError, "is a number in edge_index wrong"),
         ({"ratio": 0.5, "edge_weight": [1, 2, 3]}, TypeError, "edge_weight must be a dense real"),
         ({"ratio": 0.5, "edge_index": EDGES.float()}, TypeError, "must hold integers, got torch.float32"),
         ({"ratio": 0.5, "edge_index": EDGES[0]}, ValueError, r"got shape \(3,\)"),
@@ -285,3 +289,25 @@ def test_memory_is_linear_and_small(monkeypatch) -> None:
         peaks.append(live.peak)
     growth = (peaks[1] - peaks[0]) / 600_000  # bytes a column of the input, which has 16
     assert growth < 32, peaks
+
+
+def test_more_neighbours_than_there_are(make_graph) -> None:
+    edges = make_graph()
+    for k in (10**6, 1e300, 2**70):
+        kept, weight = k_neighbor_sparsify(edges, k=k, seed=0)
+        assert multiset(kept) == multiset(edges) and bool((weight == 1).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_new_weights_that_overflow_are_no_infinities(dtype, make_graph) -> None:
+    edges = make_graph()
+    weight = torch.full((edges.shape[1],), torch.finfo(dtype).max / 2, dtype=dtype)
+    with pytest.raises(ValueError, match=f"{str(dtype)[6:]} overflows"):
+        random_sparsify(edges, ratio=0.25, edge_weight=weight, seed=0)
+
+
+def test_resistance_of_weights_that_no_matrix_can_hold(make_graph) -> None:
+    edges = make_graph()
+    weight = 10.0 ** (edges.sum(0) % 2 * 300).double()
+    with pytest.raises(ValueError, match="too many orders of magnitude"):
+        sparsify(edges, None, "resistance", ratio=0.5, edge_weight=weight, seed=0)

@@ -121,6 +121,13 @@ def test_reverse_relations_keep_the_same_edges(hetero) -> None:
     one, other = thin["author", "writes", "paper"], thin["paper", "rev_writes", "author"]
     assert torch.equal(one.edge_index, other.edge_index.flip(0)) and torch.equal(one.edge_weight, other.edge_weight)
     assert torch.equal(other.edge_attr, code(other.edge_index).float())
+    turned = HeteroData()  # the reverse relation comes first
+    turned["author"].num_nodes, turned["paper"].num_nodes = both["author"].num_nodes, both["paper"].num_nodes
+    for kind in (("paper", "rev_writes", "author"), ("author", "writes", "paper")):
+        turned[kind].edge_index = both[kind].edge_index
+    turned = DegreeSparsify(ratio=0.5, seed=0)(turned)
+    again = turned["paper", "rev_writes", "author"].edge_index.flip(0)
+    assert torch.equal(turned["author", "writes", "paper"].edge_index, again)
     cites = thin["paper", "cites", "paper"].edge_index  # homogeneous: ToUndirected made it symmetric
     assert sorted(code(cites).tolist()) == sorted(code(cites.flip(0)).tolist())
     # a relation that only sounds like a reverse is drawn by itself

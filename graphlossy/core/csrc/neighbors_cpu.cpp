@@ -357,8 +357,8 @@ void lossy_sample_neighbors(const void* indptr, int wide, int64_t nodes, int64_t
   });
 }
 
-// out[i] = element position[i] of an array in a file: integers of `size` (4 or 8) bytes from byte `offset` on. Reading, unlike a memory map, leaves no page in the process. 0, or -1 - i if element i cannot be
-// read whole.
+// out[i] = element position[i] of an array in a file: integers of `size` (4 or 8) bytes from byte `offset` on. Reading,
+// unlike a memory map, leaves no page in the process. 0, or -1 - i if element i cannot be read whole.
 int64_t lossy_read_elements(int file, int64_t offset, int size, const int64_t* position, int64_t count, int64_t* out,
                             int threads) {
 #if defined(__linux__)
