@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--tolokers", metavar="FILE", help="tolokers.npz; left out without it")
     made.add_argument("--only", help=f"comma-separated, of {', '.join(SETS)}")
     made.add_argument("--models", default="gcn,sage", help="(default: %(default)s)")
+    made.add_argument("--schemes", default=",".join(SCHEMES), help="comma-separated (default: %(default)s)")
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(default: %(default)s)")
     args = made.parse_args(argv)
     warnings.filterwarnings("ignore")
@@ -127,12 +128,12 @@ def main(argv: list[str] | None = None) -> None:
     for name in chosen:
         graph = None
         for model in args.models.split(","):
-            for scheme in SCHEMES:
+            for scheme in args.schemes.split(","):
                 key = {"dataset": name, "model": model, "scheme": scheme}
                 if any(all(r[k] == v for k, v in key.items()) for r in data["results"]):
                     continue
                 graph = load(name, args) if graph is None else graph
-                steps, rounds = (1, 1) if args.tiny else (3, 3)
+                steps, rounds = (1, 1) if args.tiny else (2, 3)
                 found = measure(graph, model, scheme, steps, rounds, hidden)
                 data["results"].append({**key, "nodes": graph.num_nodes, "edges": graph.num_edges, **found})
                 for cell in found["shares"]:
