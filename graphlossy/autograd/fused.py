@@ -30,9 +30,21 @@ from graphlossy.autograd.recipe import Recipe, recipe_of
 
 __all__ = ["norm_act_dropout", "relu_dropout"]
 
+_BLOCK = 1 << 20  # elements, a multiple of 8
+
 
 def _relu_dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    return _relu_dropout_(x.clone(), p)
+    if p == 0.0:
+        return _relu_dropout_(x.clone(), p)
+    # Drawn and packed before there is a result, so that a byte of noise per element is never beside it.
+    noise = torch.ops.graphlossy.pack_mask(bernoulli(x.shape, p, x.device).view(-1))
+    out = x.clone().relu_()
+    flat, step = out.view(-1), _BLOCK if out.device.type == "cpu" else max(1, out.numel())
+    for start in range(0, flat.numel(), step):
+        part = flat[start : start + step]
+        kept = torch.ops.graphlossy.unpack_mask(noise[start // 8 : (start + part.numel() + 7) // 8], part.numel())
+        drop_(part, kept, p)
+    return out, torch.ops.graphlossy.pack_mask(flat)
 
 
 def _relu_dropout_(out: Tensor, p: float) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graphlossy.autograd import activation, dropout, leaky_relu, linear, relu, relu_dropout
+from graphlossy.autograd import activation, dropout, fused, leaky_relu, linear, relu, relu_dropout
 from graphlossy.core import quantize
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -132,3 +132,17 @@ def test_errors() -> None:
     leaf = torch.ones(3, requires_grad=True)
     with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
         dropout(leaf, inplace=True)
+
+
+@pytest.mark.parametrize("block", [1 << 20, 64])
+def test_relu_dropout_in_blocks_is_torchs(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_BLOCK", block)
+    x = torch.randn(37, 11, requires_grad=True)
+    torch.manual_seed(3)
+    expected = torch.nn.functional.dropout(x.relu(), 0.4)
+    torch.manual_seed(3)
+    out = relu_dropout(x * 1.0, 0.4)
+    assert torch.equal(out, expected)
+    grad = torch.randn_like(out)
+    mine, theirs = (torch.autograd.grad(y, x, grad)[0] for y in (out, expected))
+    assert torch.equal(mine, theirs)
