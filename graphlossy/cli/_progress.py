@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from graphlossy.train import Experiment, Observer, Task, format_size
+from graphlossy.train._format import counted
 
 __all__ = ["ProgressBars"]
 
@@ -47,7 +48,7 @@ class ProgressBars(Observer):
         self.console.print(
             f"[bold]{escape(str(size['name']))}[/]: {size['nodes']:,} nodes, {size['edges']:,} edges, "
             f"{size['features']:,} features\n"
-            f"[bold]{config.model}[/]: {config.layers} layers of {config.hidden}, {config.seeds} seeds of "
+            f"[bold]{config.model}[/]: {config.layers} layers of {config.hidden}, {counted(config.seeds, 'seed')} of "
             f"{config.epochs} epochs, on {experiment.device} (CPU threads: {config.threads})",
             highlight=False,
         )
@@ -96,5 +97,5 @@ def _training(experiment: Experiment, task: Task) -> list[str]:
             f"in {task.sparsify_seconds:.2g} s"
         )
     if config.sampler is not None and experiment.active:
-        notes.append(f"{config.sampler}: {len(experiment.active[0].batches):,} batches an epoch")
+        notes.append(f"{config.sampler}: {counted(len(experiment.active[0].batches), 'batch')} an epoch")
     return notes

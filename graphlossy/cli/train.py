@@ -25,6 +25,7 @@ from graphlossy.train import (
     comparison_notes,
     comparison_rows,
 )
+from graphlossy.train._format import counted
 from graphlossy.train.distributed import is_main
 
 __all__ = ["command"]
@@ -153,7 +154,7 @@ def _table(summary: dict[str, Any]) -> Table:
     mark = " (synthetic stand-in)" if data["synthetic"] and data["reference"] else ""
     what = f"{escape(str(data['name']))}{mark}, {settings['model']}"
     ranks = f", {summary['world_size']} processes" if summary.get("world_size", 1) > 1 else ""
-    title = f"{what}, {settings['seeds']} seeds{ranks} (in brackets: ratio to the baseline)"
+    title = f"{what}, {counted(settings['seeds'], 'seed')}{ranks} (in brackets: ratio to the baseline)"
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(head):
         table.add_column(name, justify="left" if i == 0 else "right")

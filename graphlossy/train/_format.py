@@ -6,7 +6,7 @@ from typing import Any
 
 from graphlossy.core.budget import format_bytes
 
-__all__ = ["METRIC_NAMES", "comparison_notes", "comparison_rows", "format_size"]
+__all__ = ["METRIC_NAMES", "comparison_notes", "comparison_rows", "counted", "format_size"]
 
 METRIC_NAMES = {"accuracy": "test accuracy, %", "rocauc": "test ROC-AUC, %"}
 
@@ -87,3 +87,13 @@ def _ratio(scheme: dict[str, Any], key: str, digits: int) -> str:
     if ratio is None or ratio[key] is None or scheme["run"] == "baseline":
         return ""
     return f" ({ratio[key]:.{digits}f}x)"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 seed``, ``3 seeds``; a noun in -ch takes -es.
+
+    Example:
+        >>> counted(1, "batch"), counted(1200, "batch"), counted(2, "seed")
+        ('1 batch', '1,200 batches', '2 seeds')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("ch") else "s")

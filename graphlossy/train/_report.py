@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from graphlossy.train._format import METRIC_NAMES, comparison_notes, comparison_rows, format_size
+from graphlossy.train._format import METRIC_NAMES, comparison_notes, comparison_rows, counted, format_size
 from graphlossy.train._svg import Bar, Line, bar_chart, line_chart
 
 __all__ = ["render_report"]
@@ -34,7 +34,7 @@ def render_report(summary: dict[str, Any], results: Sequence[dict[str, Any]], li
         f"<h1>{escape(data['name'])}, {escape(settings['model'])}: what compressed training costs</h1>",
         f"<p>{data['nodes']:,} nodes, {data['edges']:,} edges, {data['features']:,} features; "
         f"{data['train_nodes']:,} training, {data['valid_nodes']:,} validation and {data['test_nodes']:,} test nodes. "
-        f"{settings['seeds']} seeds of {settings['epochs']} epochs on {escape(summary['device'])}."
+        f"{counted(settings['seeds'], 'seed')} of {settings['epochs']} epochs on {escape(summary['device'])}."
         f"{escape(_training(summary))}</p>",
         *(f"<p><strong>{escape(note)}</strong></p>" for note in comparison_notes(summary)),
         _table(comparison_rows(summary), first_is_head=True),
