@@ -42,7 +42,7 @@ def render(name: str, data: dict[str, Any] | None) -> str:
     parts += bars_table({name: data})
     settings = data["settings"]
     threads = settings.get("threads") or settings.get("threads_per_run")
-    where = f"{data['machine']['cpu']}" + (f", {threads} threads" if threads else "")
+    where = f"{data['machine']['cpu']}" + (f", {threads} thread{'s' * (threads > 1)}" if threads else "")
     source = f"{where}; torch {data['versions']['torch']}. Raw values: `benchmarks/results/{name}.json`."
     return "\n\n".join([*parts, source])
 
@@ -92,7 +92,10 @@ def _sparsify_accuracy(data: dict[str, Any]) -> Iterator[str]:
 
 
 def _accuracy_cell(row: dict[str, Any] | None) -> str:
-    return "out of reach" if row is None else f"{row['test']['mean']:.2f} ± {row['test']['std']:.2f}"
+    if row is None:
+        return "out of reach"
+    kept = f" ({row['kept']:.0%} kept)" if abs(row["kept"] - row["share"]) > 0.03 else ""
+    return f"{row['test']['mean']:.2f} ± {row['test']['std']:.2f}{kept}"
 
 
 def _sampler(data: dict[str, Any]) -> Iterator[str]:
