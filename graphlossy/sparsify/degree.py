@@ -15,7 +15,7 @@ from graphlossy.sparsify._choice import Choice, check_ratio, everything, graph_o
 from graphlossy.sparsify._draws import Scores, draw, draws_for_share
 from graphlossy.sparsify._edges import EdgeList, read_edges
 
-__all__ = ["choose", "choose_by", "degree_sparsify"]
+__all__ = ["choose", "degree_sparsify"]
 
 
 def degree_sparsify(
@@ -84,20 +84,9 @@ def choose(
     ratio: float | None = None,
     epsilon: float | None = None,
     num_samples: int | None = None,
+    score: Callable[[EdgeList], Tensor] | None = None,
 ) -> Choice:
-    """The edges that `degree_sparsify` keeps."""
-    return choose_by(edges, _scores, seed, ratio, epsilon, num_samples)
-
-
-def choose_by(
-    edges: EdgeList,
-    score: Callable[[EdgeList], Tensor],
-    seed: int | None,
-    ratio: float | None,
-    epsilon: float | None,
-    num_samples: int | None,
-) -> Choice:
-    """Draws with probabilities ~ ``score(edges)``; the number of draws from exactly one of the last three."""
+    """The edges drawn with probabilities ~ ``score(edges)``, by default those of `degree_sparsify`."""
     given = {"ratio": ratio, "epsilon": epsilon, "num_samples": num_samples}
     which = one_of(given, "ratio, epsilon and num_samples")
     draws = 0
@@ -113,7 +102,7 @@ def choose_by(
     seed = seed_or_draw(seed)
     if edges.count == 0 or ratio == 1:
         return everything(edges)
-    values = score(edges)
+    values = (score or _scores)(edges)
     if not bool((values > 0).any()):  # all weights are 0: no edge contributes anything
         return Choice(torch.empty(0, dtype=torch.int64, device=edges.device), None, True, {"draws": 0})
     scores = Scores(values)

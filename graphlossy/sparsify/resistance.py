@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from graphlossy.sparsify._choice import Choice, graph_of
+from graphlossy.sparsify import degree
+from graphlossy.sparsify._choice import graph_of
 from graphlossy.sparsify._components import components
 from graphlossy.sparsify._edges import EdgeList, read_edges
-from graphlossy.sparsify.degree import choose_by
 
 __all__ = ["MOST_NODES", "choose", "effective_resistance", "laplacian", "resistance_sparsify"]
 
@@ -47,18 +49,6 @@ def resistance_sparsify(
     return graph_of(edges, choice, reweight)
 
 
-def choose(
-    edges: EdgeList,
-    seed: int | None,
-    *,
-    ratio: float | None = None,
-    epsilon: float | None = None,
-    num_samples: int | None = None,
-) -> Choice:
-    """The edges that `resistance_sparsify` keeps."""
-    return choose_by(edges, _scores, seed, ratio, epsilon, num_samples)
-
-
 def _scores(edges: EdgeList) -> Tensor:
     size, u, v, weight = as_undirected(edges)
     if size > MOST_NODES:
@@ -67,6 +57,9 @@ def _scores(edges: EdgeList) -> Tensor:
             f"{size} (of a directed graph, sources and targets): use degree_sparsify, which approximates it"
         )
     return effective_resistance(size, u, v, weight).mul_(weight).to(torch.float32)
+
+
+choose = partial(degree.choose, score=_scores)  # the edges that `resistance_sparsify` keeps
 
 
 def as_undirected(edges: EdgeList) -> tuple[int, Tensor, Tensor, Tensor]:
