@@ -17,7 +17,7 @@ from graphlossy.core._random import _key
 
 __all__ = ["LEVELS", "Kernels", "kernels", "load_error"]
 
-ABI = 5  # lossy_abi() in csrc/quantize_cpu.cpp
+ABI = 6  # lossy_abi() in csrc/quantize_cpu.cpp
 LIBRARY_FILE = Path(__file__).with_name("_lossy_cpu.so")
 LEVELS = ("baseline", "AVX2", "AVX-512")  # instruction sets the library may have been compiled for
 
@@ -35,6 +35,11 @@ _SIGNATURES = {
     "lossy_weighted_sums": (_P, _I, _L, _D, _D, _P, _L, _I, _I),
     "lossy_weighted_buckets": (_U, _L, _I, _P, _I, _I),
     "lossy_weighted_count": (_P, _I, _L, _D, _D, _L, _P, _P, _L, _U, _I, _P, _P, _P, _P, _I, _I),
+    "lossy_rank_lookup": (_P, _L, _P, _P, _I, _L, _L, _I, _I, _P, _P, _I, _I),
+    "lossy_multi_size_forward": (_P, _L, _P, _P, _L, _P, _P, _L, _L, _I, _I, _I, _P, _I, _I, _I),
+    "lossy_multi_size_order": (_P, _L, _P, _L, _P, _P),
+    "lossy_multi_size_backward": (_P, _L, *[_P] * 9, _L, _L, _I, _I, _P, _P, _L, _I, _I),
+    "lossy_multi_size_scores": (_P, _P, _I, _L, _L, _I, _I, _P, _P, _L, _I, _I, _P, _I, _I),
     "lossy_weighted_fill": (_P, _L, _L, _P, _P, _P, _L, _I, _I),
 }
 _FLOATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -65,6 +70,7 @@ class Kernels:
             getattr(library, name).argtypes = argtypes
         library.lossy_weighted_count.restype = _L
         library.lossy_count_neighbors.restype = library.lossy_relabel.restype = library.lossy_read_elements.restype = _L
+        library.lossy_rank_lookup.restype = _L
         self.path, self.highest, self.level = path, int(library.lossy_level()), level
         self._library = library
 
