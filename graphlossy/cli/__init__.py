@@ -15,6 +15,7 @@ COMMANDS = {
     "plan": "Predict the memory of training, scheme by scheme, and say what fits.",
     "train": "Train a graph network, float32 and compressed side by side, and report what it saved.",
     "sparsify": "Thin a graph by degree or by a baseline, and say what that did to it.",
+    "recsys": "Compare smaller embedding tables of a recommender at equal bytes, and report what they cost.",
     "datasets": "List, describe, get and verify the graphs that can be trained on.",
 }
 

@@ -23,6 +23,7 @@ Examples:
   graphlossy train --help
   graphlossy plan --dataset ogbn-arxiv --memory 8GiB
   graphlossy sparsify --dataset cora --ratio 0.5 --out thin-cora
+  graphlossy recsys
   graphlossy datasets list
 """
 

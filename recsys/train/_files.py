@@ -1,0 +1,86 @@
+"""Files that are either whole or absent, and checkpoints that are read without running code from them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphlossy.recsys.train.config import TrainingError
+
+__all__ = ["load_checkpoint", "read_json", "save_checkpoint", "write_json", "write_text"]
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Saves tensors and plain values; a crash at any moment leaves the old file or the new one.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(Path(folder) / "last.pt", {"epoch": 3})
+        ...     load_checkpoint(Path(folder) / "last.pt")["epoch"]
+        3
+    """
+    buffer = io.BytesIO()  # torch.save to a file on a full disk raises no OSError
+    torch.save({"format": FORMAT, **state}, buffer)
+    _replace(path, buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote, tensors on the CPU.
+
+    Raises:
+        TrainingError: the file cannot be read, is damaged or of another format.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes torch.load raise almost anything
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise TrainingError(f"cannot read checkpoint {path}: {reason}; remove it to train anew") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise TrainingError(f"checkpoint {path} is not of format {FORMAT}; remove it to train anew")
+    return state
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes ``values`` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        TrainingError: the file cannot be read or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TrainingError(f"cannot read {path}: {reason}; give --fresh to begin anew") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text``, whole or not at all."""
+    _replace(path, text.encode("utf-8"))
+
+
+def _replace(path: Path, content: bytes | memoryview) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -1,0 +1,105 @@
+"""Memory in use beyond a base: its peak, from the allocator of CUDA or from the kernel's high-water mark."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["PeakMeter"]
+
+_CLEAR = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+class PeakMeter:
+    """Peak memory between `start` and `stop`, beyond what was in use when the meter was made.
+
+    On CUDA the bytes that torch's allocator gave out; on Linux the resident set of the process, whose high-water mark
+    is reset by `start`; elsewhere the process's peak so far (`resource.getrusage`), which can only grow, so that only
+    the first measurement of a process means something and later ones are None unless they are higher.
+
+    Args:
+        device: where the work is done.
+
+    Example:
+        >>> meter = PeakMeter(torch.device("cpu"))
+        >>> meter.start()
+        >>> block = torch.ones(4_000_000)  # 16 MB
+        >>> peak = meter.stop()
+        >>> peak is None or peak > 12_000_000
+        True
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        gc.collect(1)  # young cycles would be given back in the middle of what is measured; models are in none
+        _release()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            self.kind, self._base = "allocated", torch.cuda.memory_allocated(device)
+        elif _reset():
+            self.kind, self._base = "resident", _status("VmRSS")
+        else:
+            self.kind, self._base = "process", _maxrss()
+
+    def start(self) -> None:
+        """The peak is taken from now on; the base stays what it was."""
+        _release()
+        if self.kind == "allocated":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.kind == "resident":
+            _reset()
+
+    def stop(self) -> int | None:
+        """Bytes; None where it cannot be said."""
+        if self.kind == "allocated":
+            torch.cuda.synchronize(self.device)
+            return max(0, torch.cuda.max_memory_allocated(self.device) - self._base)
+        if self.kind == "resident":
+            return max(0, _status("VmHWM") - self._base)
+        return _maxrss() - self._base or None
+
+
+def _release() -> None:
+    """Gives freed memory back to the system, or later work would hide in it."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # TypeError: Windows has no library without a name
+        return None
+
+
+def _reset() -> bool:
+    try:
+        _CLEAR.write_text("5")
+        return _status("VmHWM") > 0
+    except (OSError, ValueError):
+        return False
+
+
+def _status(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"{_STATUS} has no field {field}")
+
+
+def _maxrss() -> int:
+    try:
+        import resource
+    except ImportError:  # not POSIX
+        return 0
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else found * 1024
