@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphlossy.core import _nvrtc, _reference, _schemas
 
-__all__ = ["Kernels", "LoadError", "kernels_for", "primary_context"]
+__all__ = ["Kernels", "LoadError", "kernels_for", "primary_context", "with_reference"]
 
 # As in csrc/quantize.cuh: threads of a block and of a warp, positions of a unit, elements that a thread of quantize
 # keeps in registers, rows ("planes") that a group is seen as at each number of bits.
@@ -259,7 +259,9 @@ def _warn(reason: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
-def _implementation(name: str) -> Callable[..., Any]:
+def with_reference(kernel: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator: ``kernel(kernels, *arguments)`` where the device has kernels, else ``reference(*arguments)``."""
+
     def run(*arguments: Any) -> Any:
         device = next(a.device for a in arguments if isinstance(a, Tensor))
         with torch.cuda.device(device):
@@ -267,13 +269,17 @@ def _implementation(name: str) -> Callable[..., Any]:
             found = kernels_for(index)
             if isinstance(found, Kernels):
                 try:
-                    return getattr(found, name)(*arguments)
+                    return kernel(found, *arguments)
                 except (_nvrtc.CompileError, LoadError) as error:  # a kernel that NVRTC or the driver refuses
                     _loaded[index] = str(error)
                     _warn(str(error))
-            return getattr(_reference, name)(*arguments)
+            return reference(*arguments)
 
     return run
+
+
+def _implementation(name: str) -> Callable[..., Any]:
+    return with_reference(lambda kernels, *arguments: getattr(kernels, name)(*arguments), getattr(_reference, name))
 
 
 for _name in _schemas.OPS:

@@ -1,7 +1,7 @@
 """Rows of several widths: found by rank, projected to one common width, summed over bags, scored against queries.
 
 Four operators, graphlossy::rank_lookup, multi_size_forward, multi_size_backward and multi_size_scores, with a reference
-on every device and C++ kernels on the CPU; `graphlossy.core._multi_size` defines them and says how the map is stored.
+on every device and kernels on the CPU and on CUDA; `graphlossy.core._multi_size` defines them and how the map is kept.
 """
 
 from __future__ import annotations
@@ -257,9 +257,9 @@ def _prepare(buckets: Buckets) -> _Held | None:
     What was made for the same memory is used again: a lookup of few ids would mostly be this work. It keeps no tensor
     alive.
     """
-    at = [t.data_ptr() for part in buckets[:4] for t in part]
-    key = (*at, *[t.numel() for t in buckets.tables], *[t.dtype for t in buckets.tables], *buckets.sizes,
-           *buckets.which, *buckets.group_sizes, buckets.bits, buckets.dim)  # fmt: skip
+    key = tuple([(t.data_ptr(), t.shape, t.dtype) for part in buckets[:4] for t in part]) + (
+        *buckets.sizes, *buckets.which, *buckets.group_sizes, buckets.bits, buckets.dim,
+    )  # fmt: skip
     held = _prepared.get(key)
     if held is None:
         _check_buckets(buckets)
@@ -391,3 +391,5 @@ def _register() -> None:
 
 
 _register()
+
+from graphlossy.core import _cuda_multi_size  # noqa: E402,F401  registers the CUDA kernels

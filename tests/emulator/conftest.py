@@ -17,8 +17,10 @@ from torch import Tensor
 
 from graphlossy.core import _nvrtc, _schemas
 from graphlossy.core._cuda import Kernels, primary_context
+from graphlossy.core._cuda_multi_size import CudaOps
 
 HERE = Path(__file__).parent
+Calls = Iterable[tuple[str, tuple[Any, ...]]]
 # An access that is not aligned traps, see cuda_on_cpu.h.
 FLAGS = ["-O1", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-fsanitize=alignment"]
 FLAGS += ["-fsanitize-undefined-trap-on-error"]
@@ -52,6 +54,14 @@ def every_definition() -> dict[str, str]:
     return recorder.definitions
 
 
+def definitions_of(calls: Calls) -> dict[str, str]:
+    """The kernels that some calls need."""
+    recorder = Recorder()
+    for op, arguments in calls:
+        getattr(recorder if hasattr(recorder, op) else CudaOps(recorder), op)(*arguments)
+    return recorder.definitions
+
+
 def build(folder: Path, include: Path, definitions: dict[str, str]) -> Kernels:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
@@ -74,21 +84,24 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     return build(tmp_path_factory.mktemp("emulator"), _nvrtc.CSRC, every_definition())
 
 
+@pytest.fixture(scope="session")
+def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Calls], Kernels]:
+    """The kernels that some calls need, and no others."""
+    return lambda calls: build(tmp_path_factory.mktemp("emulator"), _nvrtc.CSRC, definitions_of(calls))
+
+
 @pytest.fixture
 def changed(tmp_path: Path) -> Callable[..., Kernels]:
     """Kernels of the source in which one text stands for another: only those that some calls need."""
 
-    def make(old: str, new: str, calls: Iterable[tuple[str, tuple[Any, ...]]]) -> Kernels:
-        recorder = Recorder()
-        for op, arguments in calls:
-            getattr(recorder, op)(*arguments)
+    def make(old: str, new: str, calls: Calls) -> Kernels:
         places = 0
         for name in (_nvrtc.SOURCE, *_nvrtc.HEADERS):
             text = (_nvrtc.CSRC / name).read_text()
             places += len(re.findall(re.escape(old), text))
             (tmp_path / name).write_text(text.replace(old, new))
         assert places == 1, f"{places} places with {old!r}"
-        return build(tmp_path, tmp_path, recorder.definitions)
+        return build(tmp_path, tmp_path, definitions_of(calls))
 
     return make
 

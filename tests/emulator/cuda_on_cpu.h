@@ -34,6 +34,13 @@ To same_bits(From from) {
 }
 inline unsigned __float_as_uint(float v) { return same_bits<unsigned>(v); }
 inline float __uint_as_float(unsigned u) { return same_bits<float>(u); }
+inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
+// One thread runs at a time.
+inline unsigned long long atomicMin(unsigned long long* at, unsigned long long value) {
+  const unsigned long long before = *at;
+  if (value < before) *at = value;
+  return before;
+}
 inline long long __double_as_longlong(double v) { return same_bits<long long>(v); }
 inline double __longlong_as_double(long long u) { return same_bits<double>(u); }
 
@@ -54,6 +61,7 @@ inline int current = -1;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
 inline uint64_t slots[kThreads];
+inline unsigned masks[kThreads];  // lanes that a thread exchanges values with, while it does
 
 inline void give_way() { swapcontext(&fibers[current].context, &scheduler); }
 inline void entry() {
@@ -61,18 +69,25 @@ inline void entry() {
   fibers[current].done = true;
   give_way();
 }
-// All lanes write, then all read.
+// All lanes of a mask write, then all read: one that is elsewhere, or has another mask, is an error of the launch.
 template <class T>
-T exchange(T value, int source) {
-  const int me = current;
+T exchange(T value, int source, unsigned mask = ~0u) {
+  const int me = current, warp = me & ~(kLanes - 1);
   std::memcpy(&slots[me], &value, sizeof value);
+  masks[me] = mask;
   give_way();
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if ((mask >> lane & 1) != 0 && masks[warp | lane] != mask) __builtin_trap();
+  }
+  if ((mask >> (me - warp) & 1) == 0 || (mask >> source & 1) == 0) __builtin_trap();
   T out;
-  std::memcpy(&out, &slots[(me & ~(kLanes - 1)) | source], sizeof out);
+  std::memcpy(&out, &slots[warp | source], sizeof out);
   give_way();
+  masks[me] = 0;
   return out;
 }
 inline void run_block() {
+  std::memset(masks, 0, sizeof masks);
   for (Fiber& fiber : fibers) {
     getcontext(&fiber.context);
     fiber.context.uc_stack = {fiber.stack.get(), 0, kStack};
@@ -126,8 +141,8 @@ void call(void (*kernel)(Types...), void** arguments) {
 
 #define threadIdx (Index{(unsigned)emulator::current})
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
-  return emulator::exchange(value, (emulator::current ^ mask) & (emulator::kLanes - 1));
+T __shfl_xor_sync(unsigned lanes, T value, int mask) {
+  return emulator::exchange(value, (emulator::current ^ mask) & (emulator::kLanes - 1), lanes);
 }
 inline void __syncthreads() { emulator::give_way(); }
 inline unsigned __ballot_sync(unsigned, bool value) {

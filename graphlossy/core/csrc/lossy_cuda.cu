@@ -1,9 +1,12 @@
 // Entry points of the CUDA kernels: one name for every type and width. NVRTC compiles them one by one, each at its
 // first call, with LOSSY_KERNELS defining that one; without it, all of them.
 #include "masks.cuh"
+#include "multi_size.cuh"
 #include "quantize.cuh"
 
 using lossy::bfloat16_bits;
+using lossy::Bucket;
+using lossy::Codes;
 using lossy::half_bits;
 
 #define LOSSY_ENTRY extern "C" __global__ void __launch_bounds__(lossy::kThreads)
@@ -28,6 +31,32 @@ using lossy::half_bits;
   LOSSY_ENTRY NAME(const T* grad, const uint8_t* packed, T* out, int64_t numel, double scale) {                        \
     lossy::mask_apply<T>(grad, packed, out, numel, scale);                                                             \
   }
+#define LOSSY_RANK_LOOKUP(T, NAME)                                                                                     \
+  LOSSY_ENTRY NAME(const T* ids, int64_t count, const uint64_t* planes, const void* counts, int64_t words,             \
+                   int64_t tokens, int bits, int codes, int wide, uint8_t* bucket, int64_t* row,                       \
+                   unsigned long long* wrong) {                                                                        \
+    lossy::rank_lookup<T>(ids, count, {planes, counts, words, tokens, bits, codes, wide}, bucket, row, wrong);         \
+  }
+#define LOSSY_MULTI_SIZE_FORWARD(T, OUT, NAME)                                                                         \
+  LOSSY_ENTRY NAME(const Bucket* buckets, int codes, int bits, const uint8_t* bucket, const int64_t* row,              \
+                   const int64_t* ends, const float* weights, OUT* out, int64_t outputs, int64_t dim, int mean,        \
+                   int log_lanes) {                                                                                    \
+    lossy::multi_size_forward<T, OUT>(buckets, codes, bits, bucket, row, ends, weights, out, outputs, dim, mean,       \
+                                      log_lanes);                                                                      \
+  }
+#define LOSSY_MULTI_SIZE_VALUES(T, NAME)                                                                               \
+  LOSSY_ENTRY NAME(const Bucket* buckets, const T* grad, const int64_t* bag, const float* weights,                     \
+                   const int64_t* order, const uint8_t* bucket, const int64_t* starts, const int64_t* at,              \
+                   float* values, int64_t count, int64_t dim) {                                                        \
+    lossy::multi_size_values<T>(buckets, grad, bag, weights, order, bucket, starts, at, values, count, dim);           \
+  }
+#define LOSSY_MULTI_SIZE_SCORES(T, NAME)                                                                               \
+  LOSSY_ENTRY NAME(const uint64_t* planes, const void* counts, int64_t words, int64_t tokens, int map_bits, int codes, \
+                   int wide, const Bucket* buckets, int bits, const float* queries, const int64_t* begins, float* out, \
+                   int64_t batch) {                                                                                    \
+    lossy::multi_size_scores<T>({planes, counts, words, tokens, map_bits, codes, wide}, buckets, bits, queries, begins,\
+                                out, batch);                                                                           \
+  }
 
 #if !defined(LOSSY_KERNELS)
 #define LOSSY_WIDTH(T, NAME, BITS)                                                                                     \
@@ -45,6 +74,11 @@ using lossy::half_bits;
 #define LOSSY_INTEGER(T, NAME)                                                                                         \
   LOSSY_PACK_MASK(T, pack_mask_##NAME)                                                                                 \
   LOSSY_UNPACK_MASK(T, unpack_mask_##NAME)
+#define LOSSY_ROWS(T, NAME)                                                                                            \
+  LOSSY_MULTI_SIZE_FORWARD(T, float, multi_size_forward_##NAME##_float32)                                              \
+  LOSSY_MULTI_SIZE_FORWARD(T, half_bits, multi_size_forward_##NAME##_float16)                                          \
+  LOSSY_MULTI_SIZE_FORWARD(T, bfloat16_bits, multi_size_forward_##NAME##_bfloat16)                                     \
+  LOSSY_MULTI_SIZE_SCORES(T, multi_size_scores_##NAME)
 #define LOSSY_KERNELS                                                                                                  \
   LOSSY_FLOAT(float, float32)                                                                                          \
   LOSSY_FLOAT(half_bits, float16)                                                                                      \
@@ -53,6 +87,15 @@ using lossy::half_bits;
   LOSSY_INTEGER(uint8_t, int8)                                                                                         \
   LOSSY_INTEGER(uint16_t, int16)                                                                                       \
   LOSSY_INTEGER(uint32_t, int32)                                                                                       \
-  LOSSY_INTEGER(uint64_t, int64)
+  LOSSY_INTEGER(uint64_t, int64)                                                                                       \
+  LOSSY_RANK_LOOKUP(int32_t, rank_lookup_int32)                                                                        \
+  LOSSY_RANK_LOOKUP(int64_t, rank_lookup_int64)                                                                        \
+  LOSSY_MULTI_SIZE_VALUES(float, multi_size_values_float32)                                                            \
+  LOSSY_MULTI_SIZE_VALUES(half_bits, multi_size_values_float16)                                                        \
+  LOSSY_MULTI_SIZE_VALUES(bfloat16_bits, multi_size_values_bfloat16)                                                   \
+  LOSSY_ROWS(float, float32)                                                                                           \
+  LOSSY_ROWS(half_bits, float16)                                                                                       \
+  LOSSY_ROWS(bfloat16_bits, bfloat16)                                                                                  \
+  LOSSY_ROWS(Codes, codes)
 #endif
 LOSSY_KERNELS

@@ -87,6 +87,7 @@ LOSSY_INLINE void store(const float* from, int64_t count, int kind, void* out, i
   }
 }
 
+constexpr Bucket kNothing{};  // what a position of no bucket is given: a row of zeros
 struct ForwardArgs {
   const Bucket* buckets;
   const uint8_t* bucket;
@@ -96,6 +97,9 @@ struct ForwardArgs {
   void* out;
   int64_t count, dim, longest;
   int kind, bits, out_kind, mean;
+  int64_t codes;
+
+  LOSSY_INLINE const Bucket& of(int64_t n) const { return bucket[n] < codes ? buckets[bucket[n]] : kNothing; }
 };
 
 // Positions of one bucket at a time: their loop has one length, which the processor can foresee, and a narrow
@@ -114,7 +118,7 @@ struct ForwardBody {
     for (int64_t i = 0; i < count;) {
       const int k = a.bucket[first + order[i]];
       const int64_t end = starts[k];  // by now where the next bucket begins
-      one_bucket(a, a.buckets[k], first, order + i, end - i, rows, out);
+      one_bucket(a, k < a.codes ? a.buckets[k] : kNothing, first, order + i, end - i, rows, out);
       i = end;
     }
     if (!direct) store(out, count * a.dim, a.out_kind, a.out, first * a.dim);
@@ -175,8 +179,8 @@ struct BagBody {
       const int64_t begin = bag ? a.ends[bag - 1] : 0, end = a.ends[bag];
       std::fill(sum, sum + a.dim, 0.0f);
       for (int64_t n = begin; n < end; ++n) {
-        if (n + kAhead < a.count) ask_for_row(a.buckets[a.bucket[n + kAhead]], a.kind, a.row[n + kAhead]);
-        const Bucket& b = a.buckets[a.bucket[n]];
+        if (n + kAhead < a.count) ask_for_row(a.of(n + kAhead), a.kind, a.row[n + kAhead]);
+        const Bucket& b = a.of(n);
         const float w = a.weights ? a.weights[n] : 1.0f;
         if (b.size) {
           project(fetch(b, a.kind, a.bits, a.row[n], room), b, a.dim, value);
@@ -216,7 +220,7 @@ void lossy_multi_size_forward(const lossy::Bucket* buckets, int64_t codes, const
                               int kind, int bits, int mean, void* out, int out_kind, int threads, int level) {
   using namespace lossy;
   const ForwardArgs a{buckets, bucket, row,  ends, weights,  out, count, dim, longest_row(buckets, codes),
-                      kind,    bits,   out_kind, mean};
+                      kind,    bits,   out_kind, mean, codes};
   if (ends) {
     run_parallel<BagBody>(a, outputs, kBlock / 16, threads, level);
   } else {
