@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench gpu-check clean
+.PHONY: help train test lint bench frameworks gpu-check clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,6 +15,7 @@ PIP_FLAGS ?=
 ARGS ?=
 
 BIN := $(VENV)/bin
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --no-input $(PIP_FLAGS) -c $(CONSTRAINTS)
 SETUP := pyproject.toml setup.py constraints.txt $(wildcard graphlossy/core/csrc/*)
 
@@ -25,7 +26,7 @@ train: $(VENV)/.installed ## train the default model on the embedded graph, plai
 	$(BIN)/graphlossy train $(ARGS)
 
 test: $(VENV)/.installed-test ## run every test, the slow ones included
-	$(BIN)/pytest -m "slow or not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" $(ARGS)
 
 lint: $(VENV)/.installed-test ## check style, formatting and the types of the public API
 	$(BIN)/ruff check .
@@ -34,6 +35,14 @@ lint: $(VENV)/.installed-test ## check style, formatting and the types of the pu
 
 bench: $(VENV)/.installed-test ## measure again every figure in benchmarks/ (see benchmarks/README.md)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+frameworks: $(VENV)/.installed-test ## compress tables inside RecBole, FuxiCTR and the others (an environment of their own)
+	$(PYTHON) -m venv --clear $(VENV)/frameworks
+	printf "import site; site.addsitedir('%s')\n" "$$($(BIN)/python -c '$(PURELIB)')" \
+	  > "$$($(VENV)/frameworks/bin/python -c '$(PURELIB)')/tests.pth"
+	$(VENV)/frameworks/bin/python -m pip --disable-pip-version-check install --no-input --quiet $(PIP_FLAGS) --no-deps \
+	  -r tests/recsys/frameworks.txt
+	OMP_NUM_THREADS=1 $(VENV)/frameworks/bin/python -m pytest $(ARGS) tests/recsys/test_framework_*.py
 
 gpu-check: $(VENV)/.installed-test ## on a machine with a GPU: kernel parity, then the GPU benchmarks
 	$(BIN)/python -m graphlossy

@@ -161,6 +161,12 @@ PUBLIC = [
     "graphlossy.nn",
     "graphlossy.autograd",
     "graphlossy.datasets",
+    "graphlossy.recsys",
+    "graphlossy.recsys.data",
+    "graphlossy.recsys.export",
+    "graphlossy.recsys.methods",
+    "graphlossy.recsys.models",
+    "graphlossy.recsys.optim",
     "graphlossy.sampler",
 ]
 
