@@ -18,8 +18,8 @@ EXAMPLES = """\
 
 # Quick ones first. Each is a module of its own with more options: python -m benchmarks.NAME --help
 CPU = (
-    "core_speed", "bits_per_element", "sparsify", "sampler", "papers_memory", "gradients", "sparsify_speed", "memory",
-    "accuracy", "sparsify_accuracy", "combined", "largest",
+    "core_speed", "bits_per_element", "sparsify", "sampler", "papers_memory", "recsys_speed", "recsys_memory",
+    "gradients", "sparsify_speed", "memory", "accuracy", "sparsify_accuracy", "combined", "largest", "recsys_methods",
 )  # fmt: skip
 
 

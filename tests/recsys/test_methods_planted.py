@@ -293,3 +293,29 @@ def test_reconstruction_options_are_recorded() -> None:
         "retrain": True,
     }.items() <= plan.settings.items()
     assert PME().accumulate == "sum_of_abs" and PEP().granularity == "entry" and plan.settings["price"] > 0
+
+
+def test_pep_takes_a_model_whose_other_tables_have_sparse_gradients() -> None:
+    model = nn.ModuleDict({"user": nn.Embedding(60, 8, sparse=True), "item": nn.Embedding(60, 8, sparse=True)})
+
+    def distance(model: nn.ModuleDict, ids: Tensor) -> Tensor:
+        return (model["user"](ids) - model["item"](ids) - 1).square().mean()
+
+    plan = search(model, [torch.arange(60)] * 2, distance, "pep", 600, match="user", max_epochs=2)
+    assert [table.name for table in plan.tables] == ["user"] and plan.nbytes <= 600
+    assert model["user"].sparse and model["item"].sparse
+
+
+def test_magnitude_keeps_an_entry_of_every_token_first() -> None:
+    table = torch.nn.Embedding(40, 8)
+    with torch.no_grad():
+        table.weight.mul_(torch.linspace(3, 0.01, 40).unsqueeze(1))  # rare tokens have small rows
+    model = torch.nn.Sequential(table)
+    plain = search(model, (), None, "magnitude", budget=500).tables[0]
+    fair = search(model, (), None, "magnitude", budget=500, min_size=1).tables[0]
+    assert int((plain.mask.sum(1) == 0).sum()) > 5 and int((fair.mask.sum(1) == 0).sum()) == 0
+    assert fair.nbytes <= 500 and int(fair.mask.sum()) == int(plain.mask.sum())
+    largest = table.weight.detach().abs().argmax(1)
+    assert bool(fair.mask[torch.arange(40), largest].all())
+    with pytest.raises(ValueError, match="min_size"):
+        search(model, (), None, "magnitude", budget=500, min_size=-1)
