@@ -124,7 +124,9 @@ def serve(folder, rows):
 def read_rows(path):
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+    if not rows:
+        raise ValueError(f"{path}: has no rows")
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def main():
@@ -159,5 +161,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:  # those of graphlossy say in one line what is wrong
+    except (OSError, ValueError) as error:  # those of graphlossy say in one line what is wrong
         sys.exit(f"error: {error}")

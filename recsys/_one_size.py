@@ -11,13 +11,13 @@ from torch import Tensor
 
 from graphlossy.core import format_bytes, parse_bytes
 from graphlossy.core._random import permutation
+from graphlossy.core.multi_size import LARGEST_CODES
 from graphlossy.recsys._scores import ColumnScores
 from graphlossy.recsys._storage import Storage
 from graphlossy.recsys.tables._budget import BudgetError
 
 __all__ = ["Allocation", "allocate_one_size", "allowed_sizes", "check_minimum"]
 
-_LARGEST_KINDS = 255  # of sizes in one table
 _STEPS = 80
 
 
@@ -54,11 +54,11 @@ def allowed_sizes(rounding: str, embedding_dim: int, min_size: int = 0) -> list[
         raise ValueError(f"min_size must be an int from 0 to embedding_dim = {embedding_dim}, got {min_size!r}")
     name, _, number = str(rounding).partition(":")
     if rounding == "exact":
-        found = range(0, embedding_dim, -(-embedding_dim // (_LARGEST_KINDS - 1)))
+        found = range(0, embedding_dim, -(-embedding_dim // (LARGEST_CODES - 1)))
     elif rounding == "pow2":
         found = [0, *(1 << k for k in range(embedding_dim.bit_length()))]
     elif name == "multiple_of" and number.isdecimal() and int(number):
-        step = max(int(number), -(-embedding_dim // (_LARGEST_KINDS - 1)))
+        step = max(int(number), -(-embedding_dim // (LARGEST_CODES - 1)))
         found = range(0, embedding_dim, step)
     else:
         raise ValueError(f"rounding must be 'exact', 'pow2' or 'multiple_of:4' (or another number), got {rounding!r}")

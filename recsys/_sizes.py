@@ -11,6 +11,7 @@ from torch import Tensor
 from graphlossy.core._neighbors import mix64
 from graphlossy.core._random import _GAMMA, _key, _signed
 from graphlossy.core.multi_size import LARGEST_CODES
+from graphlossy.recsys.tables._mixing import below
 
 __all__ = ["check_sizes", "hash_rows", "leading_vectors"]
 
@@ -44,8 +45,7 @@ def check_sizes(sizes: int | Sequence[int] | Tensor, num_embeddings: int, embedd
 
 def hash_rows(ids: Tensor, rows: int) -> Tensor:
     """A row below ``rows`` for every id: SplitMix64's mixing, then the high bits times ``rows``."""
-    words = mix64(ids * _signed(_GAMMA) + _signed(_key(0, _HASH_STREAM)))
-    return ((words >> 32) & 0xFFFFFFFF) * rows >> 32
+    return below(mix64(ids * _signed(_GAMMA) + _signed(_key(0, _HASH_STREAM))), rows)
 
 
 def leading_vectors(rows: Tensor, count: int) -> Tensor:

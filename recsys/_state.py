@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from graphlossy.core import multi_size
 from graphlossy.recsys.rows import FloatRows, LowBitRows
 
 if TYPE_CHECKING:
@@ -17,14 +18,20 @@ __all__ = ["SHARED", "restructure"]
 SHARED = "shared"  # the table of hashed rows
 
 
-def restructure(module: MultiSizeEmbedding, state: dict[str, Any], prefix: str) -> None:
+def restructure(module: MultiSizeEmbedding, state: dict[str, Any], prefix: str) -> str:
     """Replaces what has another form than in ``state``; an optimizer of the old parameters no longer applies.
 
     Nothing is done for a state of another number of tokens, which torch then refuses with its own message.
+
+    Returns:
+        What is wrong with the map of the state, which is then not to be loaded: kernels trust a map. Empty if nothing.
     """
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if not {"bucket_sizes", "planes", "counts"} <= own.keys() or not _fits(module, own):
-        return
+        return ""
+    if wrong := _what_is_wrong(module.num_embeddings, own):
+        return wrong
+    flags = [param.requires_grad for param in module.parameters()]
     for name in ("planes", "counts", "bucket_sizes"):
         setattr(module, name, torch.empty_like(own[name], device=module.device))
     kinds = module._kinds = own["bucket_sizes"].tolist()
@@ -43,6 +50,29 @@ def restructure(module: MultiSizeEmbedding, state: dict[str, Any], prefix: str) 
     for key, value in stored.items():
         if key not in module.projections or module.projections[key].shape != value.shape:
             module.projections[key] = nn.Parameter(module.like.new_empty(value.shape))
+    if flags and not any(flags):
+        module.requires_grad_(False)  # the new parameters of a frozen table
+    return ""
+
+
+def _what_is_wrong(tokens: int, own: dict[str, Tensor]) -> str:
+    kinds, planes, counts = own["bucket_sizes"].tolist(), own["planes"], own["counts"]
+    rows = [tokens]
+    if len(kinds) > 1:
+        if planes.dtype != torch.int64:
+            return f"the planes of its map are {planes.dtype}, not int64"
+        codes = multi_size.unpack_codes(planes, tokens)
+        if tokens and int(codes.max()) >= len(kinds):
+            return f"its map names bucket {int(codes.max())} of {len(kinds)}"
+        expected = multi_size.rank_map(codes, len(kinds))[1]
+        if counts.dtype != expected.dtype or not torch.equal(counts, expected):
+            return "the counts of its map do not go with the planes"
+        rows = torch.bincount(codes.to(torch.int64), minlength=len(kinds)).tolist()
+    for size, count in zip(kinds, rows, strict=True):
+        shape = _shape(own, str(size)) if size else None
+        if shape is not None and shape != (count, size):
+            return f"its table {size} is {shape}, by the map it has {count} rows of {size}"
+    return ""
 
 
 def _fits(module: MultiSizeEmbedding, own: dict[str, Tensor]) -> bool:

@@ -12,11 +12,11 @@ from graphlossy.core._multi_size import WORD, WORDS
 from graphlossy.core._schemas import check_group_size, groups_per_row, row_bytes
 from graphlossy.recsys.rows import ROW_BITS
 
-__all__ = ["BITS_WHEN", "Storage", "multi_size_bytes"]
+__all__ = ["BITS_WHEN", "PROJECTIONS", "Storage", "multi_size_bytes"]
 
 BITS_WHEN = ("after", "training")
 _META = 5 * 8  # of low-bit rows: their bits, group, shape and whether they are trainable, int64
-_PROJECTIONS = ("nested", "per_size")
+PROJECTIONS = ("nested", "per_size")
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Storage:
             raise ValueError(f"bits of rows must be 0 (float) or one of {ROW_BITS}, got {self.bits!r}")
         if self.bits_when not in BITS_WHEN:
             raise ValueError(f"bits_when must be one of {BITS_WHEN}, got {self.bits_when!r}")
-        if self.projection not in _PROJECTIONS:
-            raise ValueError(f"projection must be one of {_PROJECTIONS}, got {self.projection!r}")
+        if self.projection not in PROJECTIONS:
+            raise ValueError(f"projection must be one of {PROJECTIONS}, got {self.projection!r}")
         if isinstance(self.shared_rows, bool) or not isinstance(self.shared_rows, int) or self.shared_rows < 0:
             raise ValueError(f"shared_rows must be an int of at least 0, got {self.shared_rows!r}")
         if not 0 <= self.shared_size <= self.embedding_dim:

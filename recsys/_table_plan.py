@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -174,10 +175,12 @@ def _kind(name: str) -> Any:
 
 def _spread(old: nn.Embedding | nn.EmbeddingBag) -> float:
     """Standard deviation of an element; 1 where there is nothing to learn it from."""
-    weight = old.weight.detach()
-    if old.padding_idx is not None:
-        weight = torch.cat([weight[: old.padding_idx], weight[old.padding_idx + 1 :]])
-    std = float(weight.float().std(unbiased=False)) if weight.numel() else 0.0
+    weight, padding = old.weight.detach(), old.padding_idx
+    parts = [weight] if padding is None else [weight[:padding], weight[padding + 1 :]]  # views: tables are large
+    found = [(part.numel(), *torch.var_mean(part.float(), correction=0)) for part in parts if part.numel()]
+    count = sum(n for n, _, _ in found)
+    mean = sum(n * float(m) for n, _, m in found) / max(count, 1)
+    std = math.sqrt(sum(n * (float(v) + (float(m) - mean) ** 2) for n, v, m in found) / max(count, 1))
     return std if std > 0 else 1.0
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from graphlossy.recsys.base import BagOf, CompressedEmbedding
 
-__all__ = ["SETTINGS", "LeftAlone", "Place", "Table", "find_tables", "places_of"]
+__all__ = ["SETTINGS", "LeftAlone", "Place", "Table", "check_any", "find_tables", "places_of"]
 
 SETTINGS = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
@@ -138,6 +138,13 @@ def find_tables(
             tables.append(table)
     _check_patterns(patterns, [*(path for table in tables for path in table.paths), *(entry.name for entry in left)])
     return tables, left
+
+
+def check_any(tables: Sequence[Table], left: Sequence[LeftAlone], match: str | Sequence[str]) -> None:
+    """Raises ValueError where no table is left to compress; the text says why each stays."""
+    if not tables:
+        reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in left[:10]) or "it holds no embedding table"
+        raise ValueError(f"match={match!r} leaves nothing of the model to compress: {reasons}")
 
 
 def _reason(table: Table, owner: str | None, min_tokens: int, frozen: bool) -> str | None:

@@ -17,7 +17,7 @@ from graphlossy.recsys import frameworks
 from graphlossy.recsys._compression_report import CompressionReport, TableReport
 from graphlossy.recsys._references import replace_references
 from graphlossy.recsys._swap import core_of, swap_tables
-from graphlossy.recsys._tables import LeftAlone, Table, find_tables, places_of
+from graphlossy.recsys._tables import LeftAlone, Table, check_any, find_tables, places_of
 from graphlossy.recsys.base import BagOf, CompressedEmbedding
 from graphlossy.recsys.methods import Method, Problem, make_method
 from graphlossy.recsys.plan import EmbeddingPlan, TablePlan
@@ -93,9 +93,7 @@ def compress_embeddings(
     start = time.perf_counter()
     optimizers = _optimizers(optimizer)
     tables, left = find_tables(model, match, min_tokens, frozen)
-    if not tables:
-        reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in left[:10]) or "it holds no embedding table"
-        raise ValueError(f"match={match!r} leaves nothing of the model to compress: {reasons}")
+    check_any(tables, left, match)
     search = make_method(method, **options) if isinstance(method, str) else method
     if not isinstance(search, Method):
         raise TypeError(f"method must be a name or a Method, got {type(method).__name__}")
@@ -245,7 +243,7 @@ def _swap(
     round_now: bool,
 ) -> CompressionReport:
     """Everything that changes the model; nothing of it depends on the user's data."""
-    replaced, notes = swap_tables([(table, module) for planned, table, module in built if planned.kind != "dense"])
+    replaced, notes = swap_tables([(table, module) for _, table, module in built])
     for planned, _, module in built:
         if planned.kind == "multi_size" and planned.bits and planned.bits_when == "after":
             module.__dict__["_finish"] = (planned.bits, planned.group_size)
@@ -266,7 +264,7 @@ def _row(planned: TablePlan, table: Table, module: nn.Module) -> TableReport:
     mean = None if planned.sizes is None else float(planned.sizes.double().mean())
     return TableReport(
         planned.name, planned.aliases, planned.num_embeddings, planned.embedding_dim, planned.kind, mean, planned.bits,
-        table.nbytes, table.nbytes if planned.kind == "dense" else module.nbytes, planned.nbytes,
+        table.nbytes, module.nbytes, planned.nbytes,
     )  # fmt: skip
 
 

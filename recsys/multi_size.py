@@ -20,12 +20,11 @@ from graphlossy.core.multi_size import Buckets
 from graphlossy.recsys._lookup import look_up, score
 from graphlossy.recsys._sizes import check_sizes, hash_rows, leading_vectors
 from graphlossy.recsys._state import SHARED, restructure
+from graphlossy.recsys._storage import PROJECTIONS
 from graphlossy.recsys.base import CompressedEmbedding
 from graphlossy.recsys.rows import FloatRows, LowBitRows
 
-__all__ = ["MultiSizeEmbedding", "PROJECTIONS"]
-
-PROJECTIONS = ("nested", "per_size")
+__all__ = ["MultiSizeEmbedding"]
 
 
 class _Layout(NamedTuple):
@@ -162,8 +161,9 @@ class MultiSizeEmbedding(CompressedEmbedding):
             return
         bucket, row = self._place(torch.tensor([self.padding_idx], device=self.device))
         k = int(bucket[0])
-        if self._kinds[k]:
-            self.tables[self._key(k)].weight.data[row] = 0
+        rows = self.tables[self._key(k)] if self._kinds[k] else None
+        if isinstance(rows, FloatRows):
+            rows.weight.data[row] = 0
 
     @property
     def sizes(self) -> Tensor:
@@ -210,7 +210,10 @@ class MultiSizeEmbedding(CompressedEmbedding):
         layout, empty = self._layout(), self.like
         matrices = list(self.projections.values())
         if not layout.bits:
-            weights = [None if rows is None else rows._parameters["weight"] for rows in layout.rows]
+            try:
+                weights = [None if rows is None else rows._parameters["weight"] for rows in layout.rows]
+            except KeyError:  # a parametrized table, or a replica of DataParallel
+                weights = [None if rows is None else rows.weight for rows in layout.rows]
             tables = [empty if w is None else w for w in weights]
             return Buckets(tables, [], [], matrices, *layout[3:], self.embedding_dim), weights
         tables, scales, offsets, trainable = [], [], [], []
@@ -259,8 +262,8 @@ class MultiSizeEmbedding(CompressedEmbedding):
             if isinstance(rows, LowBitRows):
                 raise ValueError("max_norm needs float rows: low-bit rows cannot be rescaled one by one")
             if rows is not None:
-                at = bucket == k
-                rows.weight[row[at]] *= factor[at].unsqueeze(1).to(rows.weight.dtype)
+                at, weight = bucket == k, rows.weight.data  # earlier lookups of this step stay good, as torch's do
+                weight[row[at]] *= factor[at].unsqueeze(1).to(weight.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -277,7 +280,8 @@ class MultiSizeEmbedding(CompressedEmbedding):
                 tokens = tokens if self.padding_idx is None else tokens[tokens != self.padding_idx]
                 rows = rows[hash_rows(tokens, self.shared_rows)]
             if (which := buckets.which[k]) >= 0:
-                rows = rows @ buckets.projections[which][:size].to(self.dtype)
+                with torch.autocast(self.device.type, enabled=False):  # the rows that a lookup gives
+                    rows = rows @ buckets.projections[which][:size].to(self.dtype)
             out = out.index_copy(0, tokens, rows)
         return out
 
@@ -320,10 +324,10 @@ class MultiSizeEmbedding(CompressedEmbedding):
     def from_pretrained(
         cls, embeddings: Tensor, freeze: bool = True, *, sizes: int | Sequence[int] | Tensor, **options: Any
     ) -> MultiSizeEmbedding:
-        """The closest multi-size table to a dense one [V, d].
+        """A multi-size table that is close to a dense one [V, d].
 
-        Narrow rows are coefficients of the leading right singular vectors of the rows that have to be narrow; among
-        projections of such widths this is the least-squares one.
+        Narrow rows are coefficients of the leading right singular vectors of the rows that have to be narrow. For one
+        width, and for ``"per_size"``, that is the least-squares projection; nested widths share the vectors.
 
         Args:
             embeddings: float [V, d].
@@ -339,7 +343,15 @@ class MultiSizeEmbedding(CompressedEmbedding):
 
     @torch.no_grad()
     def assign(self, dense: Tensor) -> None:
-        """Sets float rows and projections to the closest to ``dense`` [V, d]; shared rows to the means of theirs."""
+        """Sets float rows and projections to the closest to ``dense`` [V, d]; shared rows to the means of theirs.
+
+        Raises:
+            ValueError: the rows are low-bit ones.
+        """
+        if any(isinstance(rows, LowBitRows) for rows in self.tables.values()):
+            raise ValueError(
+                "assign sets float rows, these have low bits; make a new table and quantize_ it afterwards"
+            )
         codes, dense = multi_size.unpack_codes(self.planes, self.num_embeddings), dense.detach()
         dense = dense if dense.dtype == torch.float64 else dense.float()
         groups = {k: (codes == k).nonzero().squeeze(1) for k in range(len(self._kinds)) if self._width(k)}
@@ -370,7 +382,9 @@ class MultiSizeEmbedding(CompressedEmbedding):
         )  # fmt: skip
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        restructure(self, state_dict, prefix)
+        if wrong := restructure(self, state_dict, prefix):
+            rest[-1].append(f"{prefix or type(self).__name__}: {wrong}")  # the list of errors
+            return
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:

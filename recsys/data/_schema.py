@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,10 @@ class Schema:
             object.__setattr__(self, "threshold", (found[2], float(found[3])))
         elif self.threshold is not None:
             object.__setattr__(self, "threshold", (str(self.threshold[0]), float(self.threshold[1])))
+        if told := next((column for column in self.columns if column.read_from == self.label), None):
+            raise DataError(
+                f"column {told.name!r} is read from the label's column {self.label!r}: it gives the answer away"
+            )
         if self.header is not None:
             object.__setattr__(self, "header", tuple(map(str, self.header)))
         names = [column.name for column in self.columns]
@@ -212,6 +216,9 @@ def column_items(value: Any) -> list[Column | dict[str, Any]]:
         DataError: the form is another, or there are none.
     """
     if isinstance(value, Mapping):
+        for name, options in value.items():
+            if not isinstance(options, (str, Mapping)):
+                raise DataError(f"column {name!r}: must be a kind, {_either(KINDS)}, or options, got {options!r}")
         value = [
             {"name": name, **({"kind": options} if isinstance(options, str) else options)}
             for name, options in value.items()
@@ -243,6 +250,9 @@ def _made(kind: type, options: Mapping[str, Any], where: str) -> Any:
     known = [entry.name for entry in fields(kind)]
     if unknown := [name for name in options if name not in known]:
         raise DataError(f"{where}: {kind.__name__.lower()} has no option {unknown[0]!r}; they are {', '.join(known)}")
+    needed = [entry.name for entry in fields(kind) if entry.default is MISSING and entry.default_factory is MISSING]
+    if absent := [name for name in needed if name not in options]:
+        raise DataError(f"{where}: {kind.__name__.lower()} needs {absent[0]!r}, got {', '.join(options) or 'nothing'}")
     try:
         return kind(**options)
     except TypeError as error:

@@ -63,7 +63,7 @@ class Method(ABC):
         """
         record, start = Record(), time.perf_counter()
         record.note(problem.dense_nbytes)
-        with preserved(problem.model, False), torch.random.fork_rng(problem.device_indices()):
+        with preserved(problem.model), torch.random.fork_rng(problem.device_indices()):
             torch.manual_seed(problem.seed)
             tables = self.plan_tables(problem, record)
         settings = asdict(self) | {"bits": problem.bits} | record.settings
@@ -84,6 +84,11 @@ class Method(ABC):
     @abstractmethod
     def plan_tables(self, problem: Problem, record: Record) -> list[TablePlan]:
         """The plans of the tables, of which none may be larger than it has to be where the budget is not met."""
+
+    def check_no_bits(self, problem: Problem) -> None:
+        """Raises ValueError where low-bit rows are wanted of a method that has none."""
+        if problem.bits:
+            raise ValueError(f"{self.name} has no low-bit rows, got bits={problem.bits}; take a method with sizes")
 
     @staticmethod
     def place(problem: Problem, name: str) -> dict[str, Any]:

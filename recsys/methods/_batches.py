@@ -9,10 +9,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from graphlossy.recsys.base import IdError
+
 if TYPE_CHECKING:
     from graphlossy.recsys.methods._problem import Problem
 
-__all__ = ["backward_passes", "check_gradients", "each_batch", "gradient_bytes", "loss_of", "table_gradients"]
+__all__ = [
+    "backward_passes",
+    "check_gradients",
+    "check_ids",
+    "check_used",
+    "each_batch",
+    "gradient_bytes",
+    "loss_of",
+    "table_gradients",
+]
 
 
 def each_batch(problem: Problem, what: str, max_batches: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -55,8 +66,16 @@ def loss_of(problem: Problem, batch: Any, number: int) -> Tensor:
 
     Raises:
         TypeError, ValueError: it is not; the text names the batch.
+        IdError: a table of the model does not have an id of the batch.
     """
-    loss = problem.loss_fn(problem.model, batch)
+    try:
+        loss = problem.loss_fn(problem.model, batch)
+    except IdError:
+        raise
+    except (IndexError, RuntimeError) as error:
+        if isinstance(error, IndexError) or "num_embeddings" in str(error):  # that of a table, that of a bag
+            _name_wrong_id(problem, batch, number)
+        raise
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss_fn must return a scalar tensor, got {type(loss).__name__} for batch {number}")
     if loss.numel() != 1:
@@ -69,6 +88,37 @@ def loss_of(problem: Problem, batch: Any, number: int) -> Tensor:
     return loss
 
 
+def check_ids(name: str, table: nn.Embedding | nn.EmbeddingBag, ids: Tensor, number: int) -> None:
+    """Raises IdError where a table does not have one of the ids of a batch; torch's own error names nothing."""
+    if not ids.numel():
+        return
+    low, high = (int(value) for value in ids.detach().aminmax())
+    if low < 0 or high >= table.num_embeddings:
+        raise IdError(
+            f"batch {number}: table {name!r} has {table.num_embeddings} tokens, ids from 0 to "
+            f"{table.num_embeddings - 1}, and is asked for id {low if low < 0 else high}; map unseen tokens to one "
+            "that is kept for them, or make the table larger"
+        )
+
+
+def _name_wrong_id(problem: Problem, batch: Any, number: int) -> None:
+    """Runs a batch that failed in a lookup again: raises IdError if its ids are why, else what it raised."""
+    handles = []
+    for name, table in problem.model.named_modules():
+        if isinstance(table, (nn.Embedding, nn.EmbeddingBag)):
+
+            def hook(module: Any, args: Any, kwargs: Any, name: str = name) -> None:
+                check_ids(name, module, args[0] if args else kwargs["input"], number)
+
+            handles.append(table.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            problem.loss_fn(problem.model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def check_gradients(weights: Mapping[str, Tensor], number: int) -> None:
     """Raises ValueError where the gradient of one of these parameters holds a NaN or an infinity."""
     for name, weight in weights.items():
@@ -78,6 +128,16 @@ def check_gradients(weights: Mapping[str, Tensor], number: int) -> None:
         # The sum is finite for nearly all that is, and needs no memory.
         if not bool(values.sum().isfinite()) and not bool(values.isfinite().all()):
             raise ValueError(f"the gradient of table {name!r} is not finite for batch {number}, though the loss is")
+
+
+def check_used(scores: Mapping[str, Tensor], batches: int) -> None:
+    """Raises ValueError where all scores of a table, made from its gradients in so many batches, are zero."""
+    for name, found in scores.items():
+        if not bool(found.any()):
+            raise ValueError(
+                f"table {name!r} got no gradient in {batches} batches: is it used by loss_fn? Leave it out by match, "
+                "or give more batches"
+            )
 
 
 def gradient_bytes(problem: Problem) -> int:

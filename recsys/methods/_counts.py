@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from graphlossy.recsys._preserve import preserved
-from graphlossy.recsys.methods._batches import each_batch
+from graphlossy.recsys.methods._batches import check_ids, each_batch
 
 if TYPE_CHECKING:
     from graphlossy.recsys.methods._problem import Problem
@@ -23,17 +23,20 @@ def count_tokens(problem: Problem) -> tuple[dict[str, Tensor], int]:
 
     Raises:
         ValueError: there is no batch, or a table is never looked up.
+        IdError: a table does not have one of its ids.
     """
     counts = {name: torch.zeros(table.num_embeddings, dtype=torch.int64) for name, table in problem.tables.items()}
+    counters = {name: _Counter(name, total) for name, total in counts.items()}
     handles = []
-    for name, total in counts.items():
-        hook = _Counter(total)
+    for name, hook in counters.items():
         handles += [m.register_forward_pre_hook(hook, with_kwargs=True) for m in problem.modules_of(name)]
     batches = 0
     try:
-        with preserved(problem.model, False), torch.no_grad(), torch.random.fork_rng(problem.device_indices()):
+        with preserved(problem.model), torch.no_grad(), torch.random.fork_rng(problem.device_indices()):
             torch.manual_seed(problem.seed)
             for number, batch in each_batch(problem, "counting tokens"):
+                for counter in counters.values():
+                    counter.batch = number
                 problem.loss_fn(problem.model, batch)
                 batches = number + 1
     finally:
@@ -52,10 +55,11 @@ def count_tokens(problem: Problem) -> tuple[dict[str, Tensor], int]:
 
 
 class _Counter:
-    def __init__(self, total: Tensor) -> None:
-        self.total = total
+    def __init__(self, name: str, total: Tensor) -> None:
+        self.name, self.total, self.batch = name, total, 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = args[0] if args else kwargs["input"]
+        check_ids(self.name, module, ids, self.batch)
         found = torch.bincount(ids.detach().reshape(-1).to(torch.int64), minlength=self.total.shape[0])
         self.total += found.cpu()

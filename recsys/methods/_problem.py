@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graphlossy.core import parse_bytes
-from graphlossy.recsys._tables import find_tables
+from graphlossy.recsys._tables import check_any, find_tables
 from graphlossy.recsys.methods._counts import count_tokens
 from graphlossy.recsys.rows import ROW_BITS
 
@@ -67,7 +67,7 @@ class Problem:
         if not isinstance(self.batches, Iterable):
             kind = type(self.batches).__name__
             raise TypeError(f"batches must be iterable, such as a list or a DataLoader; got {kind}")
-        if iter(self.batches) is self.batches:
+        if isinstance(self.batches, Iterator):
             kind = type(self.batches).__name__
             raise TypeError(f"batches must be iterable again and again, such as a list; got a {kind}")
         for name, counts in (self.known_counts or {}).items():
@@ -83,9 +83,7 @@ class Problem:
             ValueError: no table matches; the text says which there are and why they stay.
         """
         tables, left = find_tables(model, match)
-        if not tables:
-            reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in left[:10]) or "it holds no embedding table"
-            raise ValueError(f"match={match!r} leaves nothing of the model to compress: {reasons}")
+        check_any(tables, left, match)
         modules = {table.name: table.module for table in tables}
         aliases = {table.name: table.aliases for table in tables}
         return cls(model, modules, batches, loss_fn, budget, aliases=aliases, **rest)

@@ -73,8 +73,7 @@ class PEP(Method):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
 
     def plan_tables(self, problem: Problem, record: Record) -> list[TablePlan]:
-        if problem.bits:
-            raise ValueError(f"{self.name} has no low-bit rows, got bits={problem.bits}; take a method with sizes")
+        self.check_no_bits(problem)
         check_mask_budget(problem, self.name)
         weights = problem.weights
         thresholds = {name: SoftThreshold.of(weight, self.granularity) for name, weight in weights.items()}
@@ -162,13 +161,16 @@ class SoftThreshold(nn.Module):
 
 @contextmanager
 def thresholded(problem: Problem, thresholds: dict[str, SoftThreshold]) -> Iterator[None]:
-    """The tables look tokens up in what their thresholds leave; gradients are dense, norms are not bounded."""
+    """The tables look tokens up in what their thresholds leave; their norms are not bounded. Gradients are dense."""
     modules = [(m, thresholds[name]) for name in problem.tables for m in problem.modules_of(name)]
-    settings = [(m, m.sparse, m.max_norm) for m, _ in modules]
+    tables = [m for m in problem.model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+    settings = [(m, m.sparse, m.max_norm) for m in tables]
     done = []
     try:
+        for table in tables:  # also those that are left alone: one Adam steps all
+            table.sparse = False
         for module, threshold in modules:
-            module.sparse, module.max_norm = False, None
+            module.max_norm = None
             parametrize.register_parametrization(module, "weight", threshold)
             done.append(module)
         yield

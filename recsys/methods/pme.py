@@ -14,7 +14,7 @@ from typing import ClassVar
 from graphlossy.core import SaliencyAccumulator
 from graphlossy.recsys.allocate import EntryScores, TokenScores
 from graphlossy.recsys.methods._base import Record
-from graphlossy.recsys.methods._batches import backward_passes, gradient_bytes, table_gradients
+from graphlossy.recsys.methods._batches import backward_passes, check_used, gradient_bytes, table_gradients
 from graphlossy.recsys.methods._problem import Problem
 from graphlossy.recsys.methods._sizes import SizeMethod
 
@@ -63,10 +63,5 @@ class PME(SizeMethod):
                 record.note(problem.dense_nbytes + gradient_bytes(problem) + total)
         found = saliency.scores()
         record.note(problem.dense_nbytes + 2 * total)
-        silent = [name for name, scores in found.items() if not bool(scores.any())]
-        if silent:
-            raise ValueError(
-                f"table {silent[0]!r} got no gradient in {record.batches} batches: is it used by loss_fn? Leave it out "
-                "by match, or give more batches"
-            )
+        check_used(found, record.batches)
         return {name: EntryScores(scores) for name, scores in found.items()}

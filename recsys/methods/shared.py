@@ -41,8 +41,7 @@ class SharedMethod(Method):
             raise ValueError(f"whole must be a share of the budget from 0 to 1, got {self.whole!r}")
 
     def plan_tables(self, problem: Problem, record: Record) -> list[TablePlan]:
-        if problem.bits:
-            raise ValueError(f"{self.name} has no low-bit rows, got bits={problem.bits}; take a method with sizes")
+        self.check_no_bits(problem)
         candidates = [_Candidate(self, problem, name, at) for at, name in enumerate(problem.tables)]
         minimum = sum(c.minimum for c in candidates)
         if minimum > problem.budget:

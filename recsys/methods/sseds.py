@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphlossy.recsys.allocate import ColumnScores
 from graphlossy.recsys.methods._base import Record
-from graphlossy.recsys.methods._batches import backward_passes, gradient_bytes, table_gradients
+from graphlossy.recsys.methods._batches import backward_passes, check_used, gradient_bytes, table_gradients
 from graphlossy.recsys.methods._problem import Problem
 from graphlossy.recsys.methods._sizes import OneSizeMethod
 
@@ -60,13 +60,9 @@ class SSEDS(OneSizeMethod):
                     sums[name] += _columns(weight.detach(), weight.grad)
                 record.batches = number + 1
                 record.note(problem.dense_nbytes + 2 * gradient_bytes(problem))
+        check_used(sums, record.batches)
         found: dict[str, ColumnScores] = {}
         for name, total in sums.items():
-            if not bool(total.any()):
-                raise ValueError(
-                    f"table {name!r} got no gradient in {record.batches} batches: is it used by loss_fn? Leave it out "
-                    "by match, or give more batches"
-                )
             tokens = max(weights[name].shape[0], 1)
             found[name] = ColumnScores(total.abs() / (tokens if self.per_byte else 1), weights[name].shape[0])
         return found

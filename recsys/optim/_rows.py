@@ -26,9 +26,9 @@ _State = dict[str, Any]
 class RowOptimizer(torch.optim.Optimizer, ABC):
     """Base of the optimizers: subclasses say in `_direction` where a step goes.
 
-    A gradient may be dense, which steps the whole parameter, or sparse along the rows of a table, which steps the rows
-    that it names; those named twice have their gradients added up first. A parameter that is the handle of low-bit rows
-    has its rows decoded, stepped and rounded again, stochastically.
+    A gradient may be dense, which steps the whole parameter, or sparse along the rows of a table (or the elements of a
+    flat one), which steps the rows that it names; those named twice have their gradients added up first. A parameter
+    that is the handle of low-bit rows has its rows decoded, stepped and rounded again, stochastically.
 
     Weight decay is decoupled: every step multiplies a parameter by 1 - lr * weight_decay. A row of a table that the
     batch does not touch waits; at its next touch it is multiplied by the product over all the steps it missed, with the
@@ -142,7 +142,7 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         table = rows_of(param)
         values = param.index_select(0, row).to(dtype) if table is None else table.read(row)
         if factor is not None:
-            values.mul_(factor.to(dtype).unsqueeze(1))
+            values.mul_(column(factor.to(dtype), values))
         over, under, size = self._direction(group, state, grad.neg() if group["maximize"] else grad, row)
         values.addcdiv_(over, under, value=-size)
         if table is None:
@@ -188,14 +188,15 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         if not pending["steps"]:
             return
         factors = (pending["total"] - pending["history"][: pending["steps"] + 1]).exp_()
-        step = max(1, _BLOCK // max(1, param.shape[1]))
+        step = max(1, _BLOCK // max(1, param.shape[1:].numel()))
         for block, part in enumerate(last.split(step)):
-            factor = factors[part.to(torch.int64)].to(compute_dtype(param)).unsqueeze(1)
+            factor = factors[part.to(torch.int64)].to(compute_dtype(param))
             if table is None:
-                param[block * step : block * step + part.shape[0]].mul_(factor)
-            elif (behind := (factor != 1).squeeze(1).nonzero().squeeze(1)).numel():
-                row = behind + block * step
-                table.write(row, table.read(row) * factor[behind], _seed(group, number, state["step"], 1 + block))
+                values = param[block * step : block * step + part.shape[0]]
+                values.mul_(column(factor, values))
+            elif (behind := (factor != 1).nonzero().squeeze(1)).numel():
+                row, factor = behind + block * step, factor[behind].unsqueeze(1)
+                table.write(row, table.read(row) * factor, _seed(group, number, state["step"], 1 + block))
         last.zero_()
         pending["steps"], pending["total"] = 0, 0.0
 
@@ -261,9 +262,9 @@ def _check_gradient(param: Tensor) -> None:
                 "low-bit rows need sparse gradients, got a dense one; set sparse=True on their table (quantize_ with "
                 "trainable=True does)"
             )
-    elif grad.sparse_dim() != 1 or grad.dim() != 2:
+    elif grad.sparse_dim() != 1:
         raise ValueError(
-            f"a sparse gradient must be of whole rows of a matrix, got {grad.sparse_dim()} sparse dimensions of "
+            f"a sparse gradient must be of whole rows of a table, got {grad.sparse_dim()} sparse dimensions of "
             f"{grad.dim()}; make it dense with .to_dense()"
         )
 

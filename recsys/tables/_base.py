@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphlossy.recsys.base import CompressedEmbedding
 
-__all__ = ["Table", "check_at_least", "itemsize", "take"]
+__all__ = ["Table", "check_at_least", "take"]
 
 
 class Table(CompressedEmbedding):
@@ -109,11 +109,6 @@ def check_at_least(name: str, value: Any, least: int, most: int | None = None) -
         allowed = f"at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be {allowed}, got {value}")
     return value
-
-
-def itemsize(dtype: torch.dtype) -> int:
-    """Bytes of an element."""
-    return torch.empty(0, dtype=dtype).element_size()
 
 
 def take(values: Tensor, at: Tensor, sparse: bool) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphlossy.recsys.tables._base import Table, check_at_least, itemsize
+from graphlossy.recsys.tables._base import Table, check_at_least
 from graphlossy.recsys.tables._budget import largest_that_fits
 from graphlossy.recsys.tables._mixing import hash_key, hash_words
 
@@ -132,7 +132,7 @@ class DHEmbedding(Table):
         **_: Any,
     ) -> int:
         hidden = (num_hashes + (depth - 1) * width) * width + 3 * depth * width  # a bias, a gain and a shift
-        return (hidden + (width + 1) * embedding_dim) * itemsize(dtype) + 8
+        return (hidden + (width + 1) * embedding_dim) * dtype.itemsize + 8
 
     @classmethod
     def options_for_budget(

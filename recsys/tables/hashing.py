@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graphlossy.recsys.tables._base import Table, check_at_least, itemsize
+from graphlossy.recsys.tables._base import Table, check_at_least
 from graphlossy.recsys.tables._budget import largest_that_fits
 from graphlossy.recsys.tables._mixing import MOST, below, hash_key, hash_words
 
@@ -90,7 +90,7 @@ class HashEmbedding(Table):
     def bytes_of(
         cls, num_embeddings: int, embedding_dim: int, dtype: torch.dtype = torch.float32, *, rows: int, **_: Any
     ) -> int:
-        return rows * embedding_dim * itemsize(dtype) + 8
+        return rows * embedding_dim * dtype.itemsize + 8
 
     @classmethod
     def options_for_budget(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphlossy.recsys.tables._base import Table, check_at_least, itemsize, take
+from graphlossy.recsys.tables._base import Table, check_at_least, take
 from graphlossy.recsys.tables._budget import largest_that_fits
 
 __all__ = ["PrunedEmbedding"]
@@ -205,9 +205,9 @@ class PrunedEmbedding(Table):
     def bytes_of(
         cls, num_embeddings: int, embedding_dim: int, dtype: torch.dtype = torch.float32, *, kept: int, **_: Any
     ) -> int:
-        entry = itemsize(dtype) + itemsize(_column_dtype(embedding_dim))
-        row = itemsize(_count_dtype(embedding_dim))
-        return kept * entry + num_embeddings * row + -(-num_embeddings // _ROWS) * itemsize(_directory_dtype(kept))
+        entry = dtype.itemsize + _column_dtype(embedding_dim).itemsize
+        row = _count_dtype(embedding_dim).itemsize
+        return kept * entry + num_embeddings * row + -(-num_embeddings // _ROWS) * _directory_dtype(kept).itemsize
 
     @classmethod
     def options_for_budget(

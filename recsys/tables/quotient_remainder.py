@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graphlossy.recsys.tables._base import Table, check_at_least, itemsize
+from graphlossy.recsys.tables._base import Table, check_at_least
 from graphlossy.recsys.tables._budget import largest_that_fits
 
 __all__ = ["QREmbedding"]
@@ -108,7 +108,7 @@ class QREmbedding(Table):
         **_: Any,
     ) -> int:
         wide_r, wide_q = _widths(embedding_dim, mode)
-        return (buckets * wide_r + -(-num_embeddings // buckets) * wide_q) * itemsize(dtype)
+        return (buckets * wide_r + -(-num_embeddings // buckets) * wide_q) * dtype.itemsize
 
     @classmethod
     def options_for_budget(
@@ -124,7 +124,7 @@ class QREmbedding(Table):
         if size(root) > nbytes:
             wide_r, wide_q = _widths(embedding_dim, mode)
             buckets = torch.arange(1, root + 1)
-            sizes = (buckets * wide_r + (num_embeddings + buckets - 1) // buckets * wide_q) * itemsize(dtype)
+            sizes = (buckets * wide_r + (num_embeddings + buckets - 1) // buckets * wide_q) * dtype.itemsize
             fits = (sizes <= nbytes).nonzero()
             root = int(buckets[fits[-1] if fits.numel() else sizes.argmin()])
             most = root

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphlossy.recsys.tables._base import Table, check_at_least, itemsize, take
+from graphlossy.recsys.tables._base import Table, check_at_least, take
 from graphlossy.recsys.tables._budget import largest_that_fits
 from graphlossy.recsys.tables._mixing import MOST, below, hash_key, hash_words
 
@@ -85,7 +85,7 @@ class ROBEEmbedding(Table):
     def bytes_of(
         cls, num_embeddings: int, embedding_dim: int, dtype: torch.dtype = torch.float32, *, size: int, **_: Any
     ) -> int:
-        return size * itemsize(dtype) + 8
+        return size * dtype.itemsize + 8
 
     @classmethod
     def options_for_budget(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graphlossy.recsys.tables._base import Table, check_at_least, itemsize
+from graphlossy.recsys.tables._base import Table, check_at_least
 from graphlossy.recsys.tables._budget import largest_that_fits
 
 __all__ = ["TTEmbedding", "factors_of_tokens", "factors_of_width"]
@@ -136,7 +136,7 @@ class TTEmbedding(Table):
     ) -> int:
         tokens, dims = _shapes(num_embeddings, embedding_dim, shape, dim_shape)
         widths = _core_widths(dims, _ranks(ranks))
-        return sum(n * width for n, width in zip(tokens, widths, strict=True)) * itemsize(dtype)
+        return sum(n * width for n, width in zip(tokens, widths, strict=True)) * dtype.itemsize
 
     @classmethod
     def options_for_budget(
@@ -146,12 +146,17 @@ class TTEmbedding(Table):
             num_embeddings, embedding_dim, options.get("shape"), options.get("dim_shape")
         )
 
-        def size(ranks: int) -> int:
+        def size(ranks: int | list[int]) -> int:
             return cls.bytes_of(num_embeddings, embedding_dim, dtype, **{**options, "ranks": ranks})
 
         what = f"a tensor-train embedding of {num_embeddings} tokens"
         # Larger ranks than these make no other tables.
-        return {**options, "ranks": largest_that_fits(size, nbytes, 1, max(1, n1 * d1, n3 * d3), what)}
+        rank = largest_that_fits(size, nbytes, 1, max(1, n1 * d1, n3 * d3), what)
+        # The next equal ranks may take several times the bytes: one of them takes what is left.
+        first = largest_that_fits(lambda r: size([r, rank]), nbytes, rank, max(rank, n1 * d1), what)
+        second = largest_that_fits(lambda r: size([rank, r]), nbytes, rank, max(rank, n3 * d3), what)
+        ranks = max([first, rank], [rank, second], key=size)
+        return {**options, "ranks": rank if ranks == [rank, rank] else ranks}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, tokens {self.shape}, width {self.dim_shape}, ranks {self.ranks}"

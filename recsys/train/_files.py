@@ -6,16 +6,48 @@ import contextlib
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None  # type: ignore[assignment]
+
 from graphlossy.recsys.train.config import TrainingError
 
-__all__ = ["load_checkpoint", "read_json", "save_checkpoint", "write_json", "write_text"]
+__all__ = ["alone_in", "load_checkpoint", "read_json", "save_checkpoint", "write_json", "write_text"]
 
 FORMAT = 1
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path | None) -> Iterator[None]:
+    """Inside this context no other process gets into this context with the same folder, which is made if need be.
+
+    Raises:
+        TrainingError: another process is in it.
+    """
+    if folder is not None and not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+    if folder is None or not folder.is_dir() or fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+    except BlockingIOError:
+        os.close(handle)
+        raise TrainingError(f"{folder}: another process computes there; wait for it, or give another --out") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

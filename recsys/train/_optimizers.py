@@ -13,11 +13,11 @@ from graphlossy.recsys.train.config import FitConfig
 __all__ = ["make_optimizers", "state_bytes"]
 
 
-def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, config: FitConfig, seed: int = 0) -> list[torch.optim.Optimizer]:
     """Adam for what has dense gradients, and the optimizer of ``config`` for rows whose gradients are sparse.
 
     With ``"adam"`` tables keep the kind of gradient that they have; with the others every table that can is given
-    sparse gradients.
+    sparse gradients. ``seed`` is of the stochastic rounding of low-bit rows.
     """
     if config.optimizer != "adam":
         make_sparse(model)
@@ -29,9 +29,9 @@ def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Opt
         from graphlossy.recsys.optim import RowwiseAdagrad, SparseAdamW
 
         if config.optimizer == "rowwise_adagrad":
-            found.append(RowwiseAdagrad(rows, lr=config.lr))
+            found.append(RowwiseAdagrad(rows, lr=config.lr, seed=seed))
         else:
-            found.append(SparseAdamW(rows, lr=config.lr, weight_decay=0.0))
+            found.append(SparseAdamW(rows, lr=config.lr, weight_decay=0.0, seed=seed))
     if rest:
         found.append(torch.optim.Adam(rest, lr=config.lr))
     return found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from graphlossy.recsys.base import BagOf, CompressedEmbedding
 from graphlossy.recsys.rows import FloatRows, LowBitRows
+from graphlossy.recsys.tables._base import Table
 
 __all__ = ["largest_table", "lookup_ms", "make_sparse", "sparse_parameters", "table_bytes", "tables_of"]
 
@@ -58,17 +59,19 @@ def make_sparse(model: nn.Module) -> None:
     """Has every table that can give sparse gradients give them."""
     for table in tables_of(model).values():
         for module in table.modules():
-            if hasattr(module, "sparse"):
+            if hasattr(module, "sparse") and getattr(module, "gives_sparse", True):
                 module.sparse = True
 
 
 def sparse_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters whose gradients are sparse: rows of tables that were asked for them, and low-bit rows."""
+    """The parameters whose gradients are sparse: those of tables that were asked for them, and low-bit rows."""
     found: dict[int, nn.Parameter] = {}
     for table in tables_of(model).values():
         for module in table.modules():
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
                 rows: list[Any] = [module.weight]
+            elif isinstance(module, Table):  # all that it looks up
+                rows = list(module.parameters()) if module.sparse else []
             elif getattr(module, "sparse", False) or isinstance(module, LowBitRows):
                 rows = [m.trainable for m in module.modules() if isinstance(m, (FloatRows, LowBitRows))]
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from graphlossy.recsys.models import options_of
@@ -141,9 +143,54 @@ def run_cell(
         TrainingError: an argument is wrong, or training went wrong.
     """
     config = FitConfig() if config is None else config
+    parse_method(method + (f"+int{bits}" if bits else ""))
+    _check_labels(data)
+    _warm_up(model_name, method, bits, config.optimizer, resolve_device(config.device))
+    return _run(data, model_name, method, budget, seed, config, bits, cache, folder, on_epoch, options)
+
+
+@functools.cache
+def _warm_up(model_name: str, method: str, bits: int, optimizer: str, device: torch.device) -> None:
+    """Runs a tiny cell: what a process does once, imports above all, would be in the first figures and in no others."""
+    from graphlossy.recsys.data import zipf
+
+    data = zipf(rows=400, vocab=(40, 20), floats=1)
+    config = FitConfig(optimizer=optimizer, device=str(device), epochs=1, finetune_epochs=1, batch_size=100)
+    budget = full_table_bytes(data, model_name, config) // 2
+    _run(data, model_name, method, budget, 0, config, bits, None, None, None, None)
+
+
+def _check_labels(data: Any) -> None:
+    """Before anything is trained: a split without both labels has no AUC."""
+    for part, words in (("valid", "validation"), ("test", "test")):
+        found: set[float] = set()
+        for batch in getattr(data, part).batches(8192):
+            found.update(batch["label"].unique().tolist())
+            if len(found) > 1:
+                break
+        else:
+            has = f"only the label {found.pop():g}" if found else "no rows"
+            raise TrainingError(
+                f"the {len(getattr(data, part)):,} {words} rows of {data.name} have {has}, and AUC needs both labels; "
+                "give more rows, another split, or another comparison for the label"
+            )
+
+
+def _run(
+    data: Any,
+    model_name: str,
+    method: str,
+    budget: int | None,
+    seed: int,
+    config: FitConfig,
+    bits: int,
+    cache: MutableMapping[str, Any] | None,
+    folder: Path | None,
+    on_epoch: OnEpoch | None,
+    options: dict[str, Any] | None,
+) -> dict[str, Any]:
     place = Place(data, model_name, seed, config, resolve_device(config.device), folder, cache, on_epoch)
     label = method + (f"+int{bits}" if bits else "")
-    parse_method(label)
     full_bytes = full_table_bytes(data, model_name, config)
     row: dict[str, Any] = {
         "label": label, "method": method, "bits": bits, "model": model_name, "data": data.name, "seed": seed,
@@ -191,7 +238,10 @@ def _compressed(
     text = json.dumps([place.digest(), label, budget, options], sort_keys=True)
     name = f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     file = place.file("plans", f"{name}-seed{place.seed}.safetensors")
-    plan = None if file is None or not file.exists() else EmbeddingPlan.load(file)
+    try:
+        plan = None if file is None or not file.exists() else EmbeddingPlan.load(file)
+    except ValueError as error:
+        raise TrainingError(f"{str(error).rpartition(';')[0] or error}; remove it to search anew") from None
     if plan is None or (search.stage == "during" and not plan.retrain):
         meter.start()
         batches = place.batches(whole=search.stage == "during")

@@ -165,7 +165,7 @@ class _Training:
         self.model, self.data, self.config, self.seed, self.epochs = model, data, config, seed, epochs
         self.keep_first, self.meter = keep_first, meter
         self.device = _device(model)
-        self.optimizers = make_optimizers(model, config) if epochs else []
+        self.optimizers = make_optimizers(model, config, seed) if epochs else []
         self.result = FitResult()
         self.best: dict[str, Any] = {"auc": -math.inf, "weights": None}
         self.looked_up: list[Tensor] = []

@@ -15,7 +15,7 @@ import torch
 
 import graphlossy
 from graphlossy.core.budget import parse_bytes
-from graphlossy.recsys.train._files import read_json, write_json, write_text
+from graphlossy.recsys.train._files import alone_in, read_json, write_json, write_text
 from graphlossy.recsys.train._summary import summarize
 from graphlossy.recsys.train.cells import FIXED, REFERENCES, full_table_bytes, parse_method, run_cell
 from graphlossy.recsys.train.config import FitConfig, TrainingError
@@ -25,7 +25,7 @@ from graphlossy.recsys.train.report import render_report
 __all__ = ["Cell", "Observer", "Study", "budget_bytes"]
 
 FORMAT = 1
-ROWS = 4096  # of each split, to tell data apart
+ROWS = 1 << 16  # looked at together, to tell data apart
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,11 @@ class Study:
         sized = [label for label, (name, _) in parsed.items() if name not in (*FIXED, *REFERENCES)]
         if sized and not self.budgets:
             raise TrainingError(f"method {sized[0]} needs a budget, such as 1/8")
+        small = [label for label, (name, _) in parsed.items() if name not in REFERENCES]
+        if small and not self.full_bytes:
+            raise TrainingError(
+                f"{data.name} has no field of tokens: there are no tables that {small[0]} could make small"
+            )
         sizes = {text: budget_bytes(text, self.full_bytes) for text in self.budgets}
         self.cells = [
             Cell(label, *parsed[label], text, None if text is None else sizes[text], seed)
@@ -192,17 +197,8 @@ class Study:
         """
         observer = Observer() if observer is None else observer
         try:
-            self._open(fresh)
-            waiting = [cell for cell in self.cells if cell.key not in self._found]
-            observer.started(self, len(waiting))
-            cache: dict[str, Any] = {}
-            for cell in waiting:
-                observer.cell(cell)
-                row = self._compute(cell, cache, lambda line, cell=cell: observer.epoch(cell, line))
-                self._found[cell.key] = row
-                self._write()
-                observer.done(cell, row)
-            self._clean()
+            with alone_in(self.folder):
+                self._run(observer, fresh)
         except OSError as error:
             name = error.filename or self.folder
             raise TrainingError(f"{name}: cannot be read or written ({error.strerror or error})") from None
@@ -224,6 +220,19 @@ class Study:
 
     # -- steps of run -----------------------------------------------------------------------------------------------
 
+    def _run(self, observer: Observer, fresh: bool) -> None:
+        self._open(fresh)
+        waiting = [cell for cell in self.cells if cell.key not in self._found]
+        observer.started(self, len(waiting))
+        cache: dict[str, Any] = {}
+        for cell in waiting:
+            observer.cell(cell)
+            row = self._compute(cell, cache, lambda line, cell=cell: observer.epoch(cell, line))
+            self._found[cell.key] = row
+            self._write()
+            observer.done(cell, row)
+        self._clean()
+
     def _open(self, fresh: bool) -> None:
         if self.folder is None:
             return
@@ -236,6 +245,7 @@ class Study:
                 not isinstance(stored, dict)
                 or stored.get("format") != FORMAT
                 or not isinstance(stored.get("cells"), list)
+                or not all(isinstance(row, dict) and "key" in row for row in stored["cells"])
             ):
                 raise TrainingError(f"{file} is no result of this program; give another --out")
             self._check(stored, file)
@@ -308,7 +318,8 @@ class Study:
         """Rank correlation of the sizes of two seeds, the mean over pairs, where tokens have sizes."""
         groups: dict[tuple[str, Any], list[dict[str, Any]]] = {}
         for cell in cells:
-            groups.setdefault((cell["label"], cell["budget_label"]), []).append(cell)
+            if cell["budget_label"] is not None:  # else every token has the full width
+                groups.setdefault((cell["label"], cell["budget_label"]), []).append(cell)
         found = {}
         for key, group in groups.items():
             vectors = [v for v in (self._sizes(cell) for cell in group) if v is not None]
@@ -325,17 +336,20 @@ class Study:
             return None
         from graphlossy.recsys.plan import EmbeddingPlan
 
-        sizes = [table.sizes for table in EmbeddingPlan.load(path).tables if table.sizes is not None]
+        tables = [
+            table for table in EmbeddingPlan.load(path).tables if table.embedding_dim > 1
+        ]  # no first-order weights
+        sizes = [table.sizes for table in tables if table.sizes is not None]
         return torch.cat([size.to(torch.int64) for size in sizes]) if sizes else None
 
 
 def _fingerprint(data: Any) -> str:
-    """Of the first rows of every split: tells other data of the same name, and another split of the same data."""
+    """Of all rows: tells other data of the same name, and another split of the same data. About 1 GB a second."""
     found = hashlib.sha256()
     for split in (data.train, data.valid, data.test):
-        batch = next(iter(split.batches(ROWS)), {})
-        for name in sorted(batch):
-            found.update(name.encode() + batch[name].contiguous().numpy().tobytes())
+        for batch in split.batches(ROWS):
+            for name in sorted(batch):
+                found.update(name.encode() + batch[name].contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
 
 

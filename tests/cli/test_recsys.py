@@ -85,6 +85,15 @@ def test_a_budget_out_of_reach_is_said_in_the_table(clicks: Path, tmp_path: Path
     assert done.stdout.count("cannot reach") == 2 and done.stdout.count("least ") == 2
 
 
+def test_a_layout_is_a_schema(tmp_path: Path) -> None:
+    lines = ["\t".join([str(n % 3 // 2), *["4"] * 13, *[f"{n % 7:x}"] * 26]) for n in range(600)]
+    (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
+    arguments = ["--schema", "criteo", "--methods", "full,uniform", "--budgets", "1/2", "--seeds", 1, *QUICK]
+    done = call("--data", tmp_path / "train.txt", *arguments, "--out", tmp_path / "study")
+    assert done.exit_code == 0, done.output
+    assert len(json.loads((tmp_path / "study" / "results.json").read_text())["data"]["fields"]) == 39
+
+
 def test_default_data_without_any_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import graphlossy.recsys.data as data
 
@@ -116,6 +125,7 @@ def test_progress_goes_to_stderr(clicks: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     done = call("--data", clicks, "--methods", "full,uniform", "--budgets", "1/2", "--seeds", 1, "--out", out, *quick)
     assert done.exit_code == 0, done.output
+    assert f"reading {clicks}" in done.stderr
     assert " training rows, 3 fields" in done.stderr and "uniform at 1/2, seed 0" in done.stderr
     assert "training rows" not in done.stdout
     done = call("--data", clicks, "--methods", "full", "--seeds", 1, "--out", out, *quick)
@@ -141,6 +151,7 @@ def test_progress_goes_to_stderr(clicks: Path, tmp_path: Path) -> None:
         (["--device", "tpu"], "device must be auto, cpu, cuda"),
         (["--out", ""], "expected a path"),
         (["--schema", "none.json"], "none.json"),
+        (["--schema", "a\0b"], "expected a path"),
     ],
     ids=str,
 )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -192,3 +196,58 @@ def test_nothing_outlives_a_cell(data, full_bytes):
     state = torch.get_rng_state()
     run_cell(data, "deepfm", "pep", full_bytes // 3, 0, CONFIG)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("part", "words"), [("valid", "validation"), ("test", "test")])
+def test_a_split_with_one_label_is_refused_before_training(data, part, words):
+    rows = getattr(data, part)
+    alone = rows.columns["label"] == 1
+    columns = {name: values[alone] for name, values in rows.columns.items()}
+    label = columns.pop("label")
+    lacking = replace(data, **{part: type(rows)(columns, label)})
+    lines = []
+    with pytest.raises(TrainingError, match=f"the {len(label)} {words} rows of .* have only the label 1"):
+        run_cell(lacking, "deepfm", "full", None, 0, CONFIG, on_epoch=lines.append)
+    assert not lines
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
+def test_rounding_in_training_depends_on_the_seed_alone(data, optimizer):
+    config = replace(CONFIG, optimizer=optimizer)
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        row = run_cell(data, "fm", "low_precision", None, 0, replace(config, model_options={}), 4)
+        found.append((row["auc"], row["logloss"]))
+    assert found[0] == found[1]
+    other = run_cell(data, "fm", "low_precision", None, 1, replace(config, model_options={}), 4)
+    assert (other["auc"], other["logloss"]) != found[0]
+
+
+def test_a_damaged_plan_says_what_to_do(data, tmp_path):
+    for name in ("plans", "checkpoints"):
+        (tmp_path / name).mkdir()
+    run_cell(data, "deepfm", "uniform", 9000, 0, CONFIG, folder=tmp_path)
+    (file,) = (tmp_path / "plans").iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(TrainingError, match=f"{file.name} is truncated.*; remove it to search anew$"):
+        run_cell(data, "deepfm", "uniform", 9000, 0, CONFIG, folder=tmp_path)
+
+
+PEAKS = """
+from graphlossy.recsys.data import zipf
+from graphlossy.recsys.train import FitConfig, run_cell
+data, config = zipf(rows=3000, vocab=(300, 100)), FitConfig(epochs=1)
+print(*(run_cell(data, "deepfm", "full", None, 0, config)["peak_bytes"] for _ in range(2)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are reset on Linux")
+def test_the_first_peak_of_a_process_is_like_the_second():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PEAKS], env=environment, capture_output=True, text=True, timeout=200, check=True
+    )
+    first, second = map(int, done.stdout.split())
+    assert first < second + 6 * 2**20  # what a process does once, imports above all, takes 15 MiB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,14 @@ def test_ids_of_a_vocabulary_are_bounded() -> None:
     for number in (-1, 3):
         with pytest.raises(IndexError, match=f"ids are from 0 to 2, got {number}"):
             words.token(number)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX modes")
+def test_the_file_is_as_readable_as_the_others_of_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    before = os.umask(0o022)
+    try:
+        everything()[0].save(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644

@@ -49,6 +49,10 @@ def test_plain_data_make_the_same_schema_again() -> None:
     [
         ({"columns": {}}, "at least one feature"),
         ({"columns": "user"}, "at least one feature"),
+        ({"columns": {"user": None}}, "'user': must be a kind, 'token' or .*, or options, got None"),
+        ({"columns": ["user", "click"]}, "'click' is read from the label's column 'click': it gives the answer away"),
+        ({"columns": {"seen": {"source": "n"}}, "label": "n>=1"}, "'seen' is read from the label's column 'n'"),
+        ({"columns": [{"kind": "token"}]}, "column needs 'name', got kind"),
         ({"columns": [3]}, "columns must be names, .* got 3"),
         ({"columns": {"user": "number"}}, "'user': kind must be 'token' or 'token_seq' or 'float', got 'number'"),
         ({"columns": {"user": {"size": 3}}}, "column has no option 'size'"),
@@ -78,8 +82,10 @@ def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
 
 
 def test_a_label_is_needed() -> None:
-    with pytest.raises(DataError, match="schema: .*label"):
+    with pytest.raises(DataError, match="schema: schema needs 'label', got columns"):
         read_schema({"columns": ["user"]})
+    with pytest.raises(DataError, match="schema needs 'columns', got nothing"):
+        read_schema({})
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:

@@ -38,3 +38,10 @@ def test_from_clicks_to_serving(tmp_path: Path) -> None:
 def test_wrong_data_is_one_line(tmp_path: Path) -> None:
     done = run(tmp_path, "--data", "no-such.csv")
     assert done.returncode == 1 and "no-such.csv" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("rows", "message"), [("absent.csv", "absent.csv"), ("empty.csv", "empty.csv: has no rows")])
+def test_wrong_rows_are_one_line(tmp_path: Path, rows: str, message: str) -> None:
+    (tmp_path / "empty.csv").write_text("user,item\n")
+    done = run(tmp_path, "--serve", "shop", "--rows", rows)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr

@@ -11,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from graphlossy.recsys.base import IdError
 from graphlossy.recsys.methods import METHODS, Method, Problem, make_method, search
 from graphlossy.recsys.plan import EmbeddingPlan
 from graphlossy.recsys.tables import BudgetError
@@ -309,3 +310,16 @@ def test_a_bar_is_drawn_on_the_terminal_only_if_asked_for(batches: list, capfd: 
     search(Clicks(), batches, loss_fn, "pme", "1/4", progress=True)
     out, err = capfd.readouterr()
     assert out == "" and "saliency" in err
+
+
+@pytest.mark.parametrize("name", ["pme", "sseds", "pep", "frequency"])
+@pytest.mark.parametrize(("field", "tokens"), [("user", USERS), ("item", ITEMS)])
+@pytest.mark.parametrize("wrong", [-1, 10**12])
+def test_an_id_out_of_range_names_its_table_and_batch(name: str, field: str, tokens: int, wrong: int) -> None:
+    damaged = make_batches()
+    damaged[2][field].view(-1)[7] = wrong
+    model = Clicks()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(IdError, match=f"batch 2: table 'tables.{field}' has {tokens} tokens, .* asked for id {wrong};"):
+        search(model, damaged, loss_fn, name, budget="1/8")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

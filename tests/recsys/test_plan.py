@@ -282,3 +282,12 @@ def test_without_matplotlib_the_picture_says_what_to_install(tmp_path: Path, mon
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         plan_of().picture(tmp_path / "x.png", {"user": torch.ones(10)})
+
+
+@pytest.mark.parametrize("padding", [None, 0, 3, 9])
+def test_new_rows_have_the_spread_of_the_old_ones_without_padding(padding: int | None) -> None:
+    old = nn.Embedding(10, 4, padding_idx=padding)
+    nn.init.normal_(old.weight, mean=2.0, std=0.3)
+    kept = [token for token in range(10) if token != padding]
+    new = TablePlan("user", 10, 4, "multi_size", sizes=torch.full((10,), 2)).build(old)
+    assert new.init_std == pytest.approx(float(old.weight.detach()[kept].std(unbiased=False)), rel=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ FIELDS = [SimpleNamespace(name=n, kind="token", num_tokens=v) for n, v in (("use
 
 class Rows(list):
     def batches(self, batch_size):
-        return [{"label": torch.tensor(self)}] if self else []
+        return [{"label": torch.tensor(self[at : at + batch_size])} for at in range(0, len(self), batch_size)]
 
 
 PARTS = {"train": Rows([0, 1, 0] * 30), "valid": Rows([0, 1, 0]), "test": Rows()}
@@ -137,9 +138,10 @@ def test_other_settings_are_refused(tmp_path, computed):
     (folder / "results.json").write_text("{")
     with pytest.raises(TrainingError, match="cannot read .*results.json"):
         study(folder, seeds=(0,)).run()
-    (folder / "results.json").write_text("{}")
-    with pytest.raises(TrainingError, match="is no result of this program"):
-        study(folder, seeds=(0,)).run()
+    for text in ("{}", '{"format": 1, "cells": [3]}'):
+        (folder / "results.json").write_text(text)
+        with pytest.raises(TrainingError, match="is no result of this program"):
+            study(folder, seeds=(0,)).run()
 
 
 def test_other_rows_of_one_name_are_refused(tmp_path, computed):
@@ -255,10 +257,57 @@ def test_stability_of_sizes_over_seeds(tmp_path, computed, monkeypatch):
     found = json.loads((folder / "results.json").read_text())
     for number, cell in enumerate(found["cells"]):
         sizes = torch.tensor([4, 2, 0] if number == 0 else [4, 0, 2])
-        plan = EmbeddingPlan("pme", "before", (TablePlan("embeddings.user", 3, 4, "multi_size", sizes=sizes),))
+        first_order = TablePlan("linear.user", 3, 1, "multi_size", sizes=torch.tensor([1, 0, 1]))  # is not counted
+        tables = (TablePlan("embeddings.user", 3, 4, "multi_size", sizes=sizes), first_order)
+        plan = EmbeddingPlan("pme", "before", tables)
         plan.save(folder / "plans" / f"{number}.safetensors")
         cell["plan"] = f"plans/{number}.safetensors"
     (folder / "results.json").write_text(json.dumps(found))
     (row,) = study(folder, methods=("pme",), budgets=("1/8",)).run()["rows"]
     assert row["size_stability"] == pytest.approx(0.5)
     assert "rank correlation of sizes between seeds: pme at 1/8 0.50" in (folder / "report.html").read_text()
+
+
+def test_a_row_that_changed_late_in_a_long_table_is_seen(tmp_path, computed):
+    folder = tmp_path / "study"
+    long = SimpleNamespace(**{**vars(DATA), "train": Rows([0, 1] * 40_000)})
+    Study(long, "fm", ["full"], [], [0], folder=folder).run()
+    changed = SimpleNamespace(**{**vars(DATA), "train": Rows([0, 1] * 39_999 + [1, 1])})
+    with pytest.raises(TrainingError, match=r"made with other settings \(data\)"):
+        Study(changed, "fm", ["full"], [], [0], folder=folder).run()
+
+
+def test_without_tokens_there_is_nothing_to_make_small(computed):
+    floats = SimpleNamespace(**{**vars(DATA), "fields": [SimpleNamespace(name="price", kind="float", num_tokens=None)]})
+    with pytest.raises(TrainingError, match="fake has no field of tokens: there are no tables that pme"):
+        Study(floats, "fm", ["full", "pme"], ["1/8"], [0])
+    assert Study(floats, "fm", ["full", "bias"], [], [0]).full_bytes == 0
+
+
+def test_methods_of_one_size_have_no_stability(tmp_path, computed):
+    from graphlossy.recsys.plan import EmbeddingPlan, TablePlan
+
+    folder = tmp_path / "study"
+    study(folder, methods=("int4",), budgets=()).run()
+    found = json.loads((folder / "results.json").read_text())
+    table = TablePlan("embeddings.user", 3, 4, "multi_size", sizes=torch.full((3,), 4), bits=4)
+    EmbeddingPlan("int4", "after", (table,)).save(folder / "plans" / "int4.safetensors")
+    for cell in found["cells"]:
+        cell["plan"] = "plans/int4.safetensors"
+    (folder / "results.json").write_text(json.dumps(found))
+    (row,) = study(folder, methods=("int4",), budgets=()).run()["rows"]
+    assert row["size_stability"] is None and "rank correlation" not in (folder / "report.html").read_text()
+
+
+def test_two_processes_in_one_folder(tmp_path, computed):
+    fcntl = pytest.importorskip("fcntl")
+    folder = tmp_path / "study"
+    folder.mkdir()
+    handle = os.open(folder, os.O_RDONLY)  # what another process would have
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(TrainingError, match="study: another process computes there; wait for it"):
+        study(folder).run()
+    assert not computed and not list(folder.iterdir())
+    os.close(handle)
+    study(folder).run()
+    study(folder).run()  # the lock is given back

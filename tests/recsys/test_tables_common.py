@@ -195,16 +195,30 @@ def test_for_budget(kind: str, tokens: int, width: int, nbytes: int, dtype: torc
         return
     built = table.for_budget(tokens, width, nbytes, dtype=dtype)
     assert built.nbytes == table.bytes_of(tokens, width, dtype=dtype, **options) <= nbytes
-    size = {"hash": "rows", "qr": "buckets", "tt": "ranks", "robe": "size", "dhe": "width", "pruned": "kept"}[kind]
+    if kind == "tt":
+        assert_no_rank_can_rise(built, nbytes)
+        return
+    size = {"hash": "rows", "qr": "buckets", "robe": "size", "dhe": "width", "pruned": "kept"}[kind]
     more = options | {size: options[size] + 1} | ({"num_hashes": options["width"] + 1} if kind == "dhe" else {})
     largest = {"hash": tokens, "qr": tokens, "robe": tokens * width, "pruned": tokens * width}.get(kind)
     if options[size] == largest or (kind == "dhe" and options["width"] >= 1024):
         return
-    if kind == "tt" and options["ranks"] >= max(
-        n * d for n, d in zip(built.shape[::2], built.dim_shape[::2], strict=True)
-    ):
-        return
     assert table.bytes_of(tokens, width, dtype=dtype, **more) > nbytes
+
+
+def assert_no_rank_can_rise(table: Any, nbytes: int) -> None:
+    most = [n * d for n, d in zip(table.shape[::2], table.dim_shape[::2], strict=True)]
+    for at in range(2):
+        ranks = [rank + (k == at) for k, rank in enumerate(table.ranks)]
+        more = table.bytes_of(table.num_embeddings, table.embedding_dim, table.dtype, ranks=ranks)
+        assert more > nbytes or ranks[at] > most[at] or max(table.ranks) >= max(most)
+
+
+def test_a_tensor_train_uses_up_its_budget() -> None:
+    for tokens in (1682, 4718, 36_165):
+        for share in (8, 32, 128):
+            table = KINDS["tt"].for_budget(tokens, 16, tokens * 64 // share)
+            assert 0.9 * (tokens * 64 // share) < table.nbytes <= tokens * 64 // share
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
