@@ -267,6 +267,20 @@ def test_scores_kernel(dtype: torch.dtype, bits: int, how: str) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize("tokens", [8192, 8193, 20_000])
+def test_scores_of_more_tokens_than_a_thread_takes_at_a_time(tokens: int, bits: int) -> None:
+    sizes = [0, 1, 4, 8]
+    codes, planes, counts = example(tokens, sizes)
+    buckets = make_buckets(codes, sizes, 8, torch.float32, bits)
+    for batch in (2, 17):
+        queries = [torch.randn(size, batch) for size in sizes]
+        expected = reference.scores(planes, tokens, buckets, queries)
+        for name, ops in every_kernel():
+            assert_same(ops.multi_size_scores(planes, counts, tokens, *buckets, queries), expected, (name, batch))
+
+
+@needs_kernels
 def test_rows_of_nan_stay_where_they_are() -> None:
     sizes = [0, 3, 8]
     codes, planes, counts = example(600, sizes)

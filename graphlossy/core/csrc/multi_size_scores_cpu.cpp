@@ -41,36 +41,41 @@ LOSSY_INLINE void dots_of(const float* rows, int64_t count, int64_t size, const 
   }
 }
 
+constexpr int64_t kBlocks = 16, kTokens = kBlocks * kWords * kWord;  // of a thread at a time: long runs of each bucket
+
 struct ScoresBody {
   static LOSSY_INLINE void run(const ScoresArgs& a, int64_t first, int64_t last) {
     const Rank& r = a.rank;
     std::vector<int64_t> next((size_t)r.codes);
-    std::vector<float> memory((size_t)(kWord * kWord + kWord * kWords + a.longest * (kWord * kWords + 1)));
-    for (int64_t block = first; block < last; ++block) {
-      const int64_t begin = block * kWord * kWords;
-      for (int c = 0; c < r.codes; ++c) next[c] = r.bits ? r.count(block, c) : begin;
-      if (a.batch < kLanes) {
-        one_by_one(a, block, begin, next.data(), memory.data());
+    const bool few = a.batch < kLanes;
+    const int64_t rows = few && a.kind != kFloat32 ? kTokens : 1;
+    std::vector<float> memory((size_t)((few ? kTokens : kWord * kWord) + a.longest * (rows + 1)));
+    std::vector<uint16_t> order(few ? (size_t)kTokens : 0);
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t begin = part * kTokens;
+      for (int c = 0; c < r.codes; ++c) next[c] = r.bits ? r.count(part * kBlocks, c) : begin;
+      if (few) {
+        one_by_one(a, begin, next.data(), order.data(), memory.data());
       } else {
-        together(a, block, begin, next.data(), memory.data());
+        together(a, begin, next.data(), memory.data());
       }
     }
   }
 
  private:
-  // Few queries: the rows of a bucket in this block are neighbours; their products are then dealt out to the tokens.
-  static LOSSY_INLINE void one_by_one(const ScoresArgs& a, int64_t block, int64_t begin, const int64_t* next,
+  // Few queries: the rows of a bucket in this part are neighbours; their products are then dealt out to the tokens.
+  static LOSSY_INLINE void one_by_one(const ScoresArgs& a, int64_t begin, const int64_t* next, uint16_t* order,
                                       float* memory) {
     const Rank& r = a.rank;
-    float *product = memory, *query = product + kWord * kWords, *rows = query + a.longest;
-    uint16_t order[kWord * kWords];  // the tokens of the block, bucket after bucket
+    float *product = memory, *query = product + kTokens, *rows = query + a.longest;
+    const int64_t words = std::min(kBlocks * kWords, r.words - begin / kWord);
     int64_t ends[256], n = 0;
-    for (int c = 0; c < r.codes; ++c) {
-      for (int w = 0; w < r.stride(block); ++w) {
-        const int64_t left = r.tokens - begin - w * kWord;
+    for (int c = 0; c < r.codes; ++c) {  // the tokens of this part, bucket after bucket
+      for (int64_t w = 0; w < words; ++w) {
+        const int64_t word = begin / kWord + w, block = word / kWords, left = r.tokens - word * kWord;
         uint64_t match = left < kWord ? (uint64_t{1} << left) - 1 : ~uint64_t{0};
         for (int b = 0; b < r.bits; ++b) {
-          match &= r.block_of(block)[b * r.stride(block) + w] ^ ((uint64_t)(c >> b & 1) - 1);
+          match &= r.block_of(block)[b * r.stride(block) + word % kWords] ^ ((uint64_t)(c >> b & 1) - 1);
         }
         for (; match; match &= match - 1) order[n++] = (uint16_t)(w * kWord + __builtin_ctzll(match));
       }
@@ -100,14 +105,15 @@ struct ScoresBody {
     }
   }
   // Many: 64 tokens and as many queries at a time, so that a result is written in runs of a cache line and more.
-  static LOSSY_INLINE void together(const ScoresArgs& a, int64_t block, int64_t begin, int64_t* next, float* memory) {
+  static LOSSY_INLINE void together(const ScoresArgs& a, int64_t begin, int64_t* next, float* memory) {
     const Rank& r = a.rank;
     float *tile = memory, *room = memory + kWord * kWord;
-    for (int w = 0; w < r.stride(block); ++w, begin += kWord) {
-      const int64_t width = std::min<int64_t>(kWord, r.tokens - begin);
+    const int64_t last = std::min(begin / kWord + kBlocks * kWords, r.words);
+    for (int64_t word = begin / kWord; word < last; ++word, begin += kWord) {
+      const int64_t width = std::min<int64_t>(kWord, r.tokens - begin), block = word / kWords;
       uint8_t code[kWord];
       int64_t row[kWord];
-      r.codes_of(r.block_of(block), r.stride(block), w, code);
+      r.codes_of(r.block_of(block), r.stride(block), (int)(word % kWords), code);
       for (int64_t t = 0; t < width; ++t) row[t] = next[code[t]]++;
       for (int64_t q = 0; q < a.batch; q += kWord) {
         const int64_t wide = std::min<int64_t>(kWord, a.batch - q);
@@ -154,6 +160,6 @@ void lossy_multi_size_scores(const uint64_t* planes, const void* counts, int wid
   const ScoresArgs a{{planes, counts, words, tokens, bits, codes, wide}, buckets, queries, out, batch,
                      longest_row(buckets, codes), kind, width};
   (void)prepare_result(out, batch * tokens * (int64_t)sizeof(float), level);  // huge pages for a large new result
-  run_parallel<ScoresBody>(a, (words + kWords - 1) / kWords, 4, threads, level);
+  run_parallel<ScoresBody>(a, (tokens + kTokens - 1) / kTokens, 1, threads, level);
 }
 }
