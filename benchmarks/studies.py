@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from benchmarks import _report
 from benchmarks.readme import replace
+from benchmarks.recsys_methods import METHODS
 from benchmarks.table import bars_table, markdown
 
 __all__ = ["NAMES", "PAGE", "main", "render"]
@@ -168,7 +170,9 @@ def _gradients(data: dict[str, Any]) -> Iterator[str]:
 def _recsys_methods(data: dict[str, Any]) -> Iterator[str]:
     for name in dict.fromkeys(row["data"] for row in data.get("summary", [])):
         rows = []
-        for row in (row for row in data["summary"] if row["data"] == name):
+        order = {method: place for place, method in enumerate(METHODS)}
+        found = [row for row in data["summary"] if row["data"] == name]
+        for row in sorted(found, key=lambda row: (order[row["method"]], Fraction(row["budget"] or 1) * -1)):
             if row["auc"] is None:
                 rows.append([row["method"], row["budget"], f"cannot reach: {row['minimum']:,} B", "", "", "", "", ""])
                 continue
@@ -179,7 +183,7 @@ def _recsys_methods(data: dict[str, Any]) -> Iterator[str]:
                 "" if difference is None or row["method"] == "full" else f"{difference['mean']:+.4f}",
                 f"{row['logloss']['mean']:.4f}", "" if search is None else f"{search['mean']:.2f}",
             ])  # fmt: skip
-        best = max(data["tuning"][name], key=lambda found: found["valid_auc"])
+        best = max(data["tuning"][name], key=lambda tried: tried["valid_auc"])
         title = f"{name}, lr {best['lr']:g}, l2 {best['l2']:g}"
         head = [title, "budget", "bytes", "x smaller", "AUC", "to full", "logloss", "search, epochs"]
         yield markdown(head, rows)
