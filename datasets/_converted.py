@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from graphlossy.core._files import sweep
 from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._npz_stream import members
 from graphlossy.datasets._planetoid import default_root
 
-__all__ = ["converted", "signature", "sweep"]
+__all__ = ["converted", "signature"]
 
 _FORMAT = 1
 _FOLDER = "graphlossy"
@@ -136,21 +137,3 @@ def _elsewhere(folder: Path) -> Path:
     """Where parts go when the data set's own folder is read-only."""
     path = str(folder.resolve())
     return default_root() / "converted" / f"{folder.resolve().name}-{zlib.crc32(path.encode()):08x}"
-
-
-def sweep(place: Path) -> None:
-    """Removes what processes of this machine left unfinished when they were killed."""
-    for left in place.glob(f".*-{socket.gethostname()}-*"):
-        number = left.name.rpartition("-")[2]
-        if number.isdigit() and int(number) != os.getpid() and not _alive(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graphlossy.core._files import sweep
 from graphlossy.datasets._assemble import Arrays, assemble
-from graphlossy.datasets._converted import sweep
 from graphlossy.datasets._debian_graph import (
     CLASS_SIZE,
     dependency_edges,

@@ -14,8 +14,8 @@ from typing import IO
 
 import numpy as np
 
+from graphlossy.core._files import sweep
 from graphlossy.datasets._assemble import Arrays
-from graphlossy.datasets._converted import sweep
 from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._facts import FACTS
 from graphlossy.datasets._generate import check_scale, generate, papers, part_of, proteins, scaled_name

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graphlossy.core import PackedMask, pack_mask, unpack_mask
+from graphlossy.core._files import written
 
 if TYPE_CHECKING:
     from graphlossy.recsys.plan import EmbeddingPlan
@@ -44,19 +43,8 @@ def write_plan(plan: EmbeddingPlan, path: Path) -> None:
     metadata = {_FORMAT: json.dumps({"version": _VERSION, **plan_data(plan)})}
     data = _safetensors().torch.save(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # a temporary file is its owner's alone
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with written(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_plan(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,15 +1,18 @@
-"""Large tensors on the CPU: freed memory back to the system."""
+"""Memory on the CPU: freed blocks back to the system, and the peak of the resident set."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["release_free_memory"]
+__all__ = ["release_free_memory", "reset_peak", "resident", "trim"]
 
+_CLEAR = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
 MUCH = 32 * 2**20  # bytes; smaller tensors are not worth the milliseconds
 
 
@@ -34,7 +37,29 @@ def release_free_memory(device: torch.device, nbytes: int) -> bool:
     """
     if device.type != "cpu" or nbytes < MUCH:
         return False
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
+    trim()
     return True
+
+
+def trim() -> None:
+    """Has the C library give freed memory back to the system, or later work would hide in it."""
+    give_back = _malloc_trim()
+    if give_back is not None:
+        give_back(0)
+
+
+def reset_peak() -> bool:
+    """Lets the high-water mark of the resident set fall to what is resident; False where there is none (not Linux)."""
+    try:
+        _CLEAR.write_text("5")
+        return resident("VmHWM") > 0
+    except (OSError, ValueError):
+        return False
+
+
+def resident(field: str) -> int:
+    """Bytes of ``VmRSS``, resident now, or of ``VmHWM``, its peak."""
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"{_STATUS} has no field {field}")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from graphlossy.core._files import replace_file
 from graphlossy.train._errors import TrainError
 
-__all__ = ["load_checkpoint", "save_checkpoint", "write_json", "write_text"]
+__all__ = ["load_checkpoint", "save_checkpoint"]
 
 FORMAT = 1
 
@@ -34,7 +33,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()  # torch.save to a file on a full disk does not raise an OSError
     torch.save({"format": FORMAT, **state}, buffer)
-    _replace(path, buffer.getbuffer())
+    replace_file(path, buffer.getbuffer())
     _sync_folder(path.parent)
 
 
@@ -54,30 +53,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainError(f"checkpoint {path} is not of format {FORMAT}; it was made by another version or program")
     return state
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` so that a crash leaves the old file or the new one."""
-    _replace(path, text.encode("utf-8"))
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Writes ``values`` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
-
-
-def _replace(path: Path, content: bytes | memoryview) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _sync_folder(folder: Path) -> None:

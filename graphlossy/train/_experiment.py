@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from graphlossy.core._files import write_json, write_text
 from graphlossy.train._batches import make_batches
-from graphlossy.train._checkpoint import write_json, write_text
 from graphlossy.train._config import MOST_THREADS, TrainConfig
 from graphlossy.train._ddp_collectives import gather_objects, on_all, on_main
 from graphlossy.train._ddp_group import Rank, is_main, is_peer_failure, session

@@ -19,7 +19,8 @@ except ImportError:  # not Unix
     fcntl = None  # type: ignore[assignment]
 
 import graphlossy
-from graphlossy.train._checkpoint import load_checkpoint, save_checkpoint, write_json
+from graphlossy.core._files import write_json
+from graphlossy.train._checkpoint import load_checkpoint, save_checkpoint
 from graphlossy.train._config import TrainConfig
 from graphlossy.train._errors import TrainError
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-from pathlib import Path
-
 import torch
+
+from graphlossy.core._memory import reset_peak, resident, trim
 
 __all__ = ["PEAK_KINDS", "PeakMeter"]
 
@@ -14,8 +13,6 @@ PEAK_KINDS = {
     "resident": "resident set of the process",
     "saved": "bytes saved for backward that were alive (this system does not report the resident set's peak)",
 }
-_CLEAR = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
 
 
 class PeakMeter:
@@ -39,7 +36,7 @@ class PeakMeter:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.kind = "allocated" if device.type == "cuda" else "resident" if _reset_high_water() else "saved"
+        self.kind = "allocated" if device.type == "cuda" else "resident" if reset_peak() else "saved"
         self._base = 0
 
     def start(self) -> None:
@@ -50,9 +47,9 @@ class PeakMeter:
             self._base = torch.cuda.memory_allocated(self.device)
         elif self.kind == "resident":
             # Freed blocks that the C library holds back would hide the next step's use of them.
-            _trim()
-            _reset_high_water()
-            self._base = _status("VmHWM")
+            trim()
+            reset_peak()
+            self._base = resident("VmHWM")
 
     def stop(self) -> int | None:
         """Peak bytes beyond the base; None where it cannot be measured."""
@@ -60,26 +57,5 @@ class PeakMeter:
             torch.cuda.synchronize(self.device)
             return torch.cuda.max_memory_allocated(self.device) - self._base
         if self.kind == "resident":
-            return max(0, _status("VmHWM") - self._base)
+            return max(0, resident("VmHWM") - self._base)
         return None
-
-
-def _trim() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _reset_high_water() -> bool:
-    try:
-        _CLEAR.write_text("5")
-        return _status("VmHWM") > 0
-    except (OSError, ValueError):
-        return False
-
-
-def _status(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"{_STATUS} has no field {field}")

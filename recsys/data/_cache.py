@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from graphlossy.core._files import sweep
 from graphlossy.recsys.data._encoder import Encoder
 from graphlossy.recsys.data._errors import DataError
 from graphlossy.recsys.data._partition import PARTS
@@ -89,7 +90,7 @@ def encoded(
     made = folder / f".{name}-{key}-{socket.gethostname()}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        sweep(folder)
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
         encoder = make(FolderStore(made))
@@ -147,21 +148,3 @@ def _remember(memory: Path, facts: dict[str, Any]) -> None:
         half.replace(memory)
     except OSError:
         half.unlink(missing_ok=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Removes what processes of this machine left unfinished when they were killed."""
-    for left in folder.glob(f".*-{socket.gethostname()}-*"):
-        number = left.name.rpartition("-")[2]
-        if number.isdigit() and int(number) != os.getpid() and not _alive(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphlossy.core._files import written
 from graphlossy.recsys.data._ctr import Field
 from graphlossy.recsys.data._errors import DataError
 from graphlossy.recsys.data._schema import Column, Schema, read_schema
@@ -147,18 +148,12 @@ class Encoder:
             "numbered": sizes,
         }  # fmt: skip
         path = Path(path)
-        half = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            save_file(arrays, half, {_KEY: json.dumps(facts)})
-            mask = os.umask(0)
-            os.umask(mask)
-            half.chmod(0o666 & ~mask)  # safetensors gives its files to the owner alone
-            half.replace(path)
+            with written(path) as half:
+                save_file(arrays, half, {_KEY: json.dumps(facts)})
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{path}: cannot be written ({reason}); give another path") from None
-        finally:
-            half.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Encoder:

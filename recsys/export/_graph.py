@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphlossy.recsys.export._write import written
+from graphlossy.core._files import written
 
 __all__ = ["Graph", "SEQUENCE_OPS", "onnx_library", "sequence_ops", "strip", "write_model"]
 
@@ -128,6 +128,7 @@ def write_model(model: Any, path: Path, external_data: bool | None) -> None:
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if external_data is None:
         external_data = size > _LARGEST_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as temporary:
         if external_data:
             onnx.save_model(

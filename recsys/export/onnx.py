@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from graphlossy.core._files import written
 from graphlossy.recsys.export._find import TABLES
 from graphlossy.recsys.export._graph import onnx_library, sequence_ops, strip, write_model
 from graphlossy.recsys.export._serve import exportable
 from graphlossy.recsys.export._table_graph import table_model
-from graphlossy.recsys.export._write import written
 
 __all__ = ["OnnxFile", "export_onnx"]
 
@@ -132,6 +132,7 @@ def _export_model(
         dynamic_shapes = pytree.tree_map(lambda leaf: _batch_dims(leaf, batch), args)
     if input_names is None and len(args) == 1 and isinstance(args[0], Mapping):
         input_names = [str(name) for name in args[0]]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
         # Exported in two steps: given a dict as the last argument, torch.onnx would take it for keyword arguments.

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from graphlossy.core._files import written
 from graphlossy.recsys.base import BagOf
 from graphlossy.recsys.export._find import core_of, tables_of
 from graphlossy.recsys.export._settings import build, known_classes, settings_of
-from graphlossy.recsys.export._write import safetensors_library, written
+from graphlossy.recsys.export._write import safetensors_library
 
 __all__ = ["TablesFile", "load_tables", "load_vocabulary", "save_tables"]
 
@@ -95,6 +96,7 @@ def save_tables(
     words = tensors[_VOCABULARY].nbytes if vocabulary is not None else 0
     metadata = {"format": _FORMAT, "version": str(_VERSION), "about": json.dumps(about, separators=(",", ":"))}
     library = safetensors_library()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as temporary:
         library.torch.save_file(tensors, temporary, metadata)
     size = path.stat().st_size

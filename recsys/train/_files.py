@@ -17,9 +17,10 @@ try:
 except ImportError:  # not POSIX
     fcntl = None  # type: ignore[assignment]
 
+from graphlossy.core._files import replace_file
 from graphlossy.recsys.train.config import TrainingError
 
-__all__ = ["alone_in", "load_checkpoint", "read_json", "save_checkpoint", "write_json", "write_text"]
+__all__ = ["alone_in", "load_checkpoint", "read_json", "save_checkpoint"]
 
 FORMAT = 1
 
@@ -62,7 +63,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()  # torch.save to a file on a full disk raises no OSError
     torch.save({"format": FORMAT, **state}, buffer)
-    _replace(path, buffer.getbuffer())
+    replace_file(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -81,13 +82,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Writes ``values`` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
-
-
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote.
+    """What `graphlossy.core._files.write_json` wrote.
 
     Raises:
         TrainingError: the file cannot be read or is no JSON.
@@ -97,22 +93,3 @@ def read_json(path: Path) -> Any:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TrainingError(f"cannot read {path}: {reason}; give --fresh to begin anew") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes ``text``, whole or not at all."""
-    _replace(path, text.encode("utf-8"))
-
-
-def _replace(path: Path, content: bytes | memoryview) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

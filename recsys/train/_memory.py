@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import torch
 
-__all__ = ["PeakMeter"]
+from graphlossy.core._memory import reset_peak, resident, trim
 
-_CLEAR = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
+__all__ = ["PeakMeter"]
 
 
 class PeakMeter:
@@ -39,22 +34,22 @@ class PeakMeter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         gc.collect(1)  # young cycles would be given back in the middle of what is measured; models are in none
-        _release()
+        trim()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             self.kind, self._base = "allocated", torch.cuda.memory_allocated(device)
-        elif _reset():
-            self.kind, self._base = "resident", _status("VmRSS")
+        elif reset_peak():
+            self.kind, self._base = "resident", resident("VmRSS")
         else:
             self.kind, self._base = "process", _maxrss()
 
     def start(self) -> None:
         """The peak is taken from now on; the base stays what it was."""
-        _release()
+        trim()
         if self.kind == "allocated":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.kind == "resident":
-            _reset()
+            reset_peak()
 
     def stop(self) -> int | None:
         """Bytes; None where it cannot be said."""
@@ -62,38 +57,8 @@ class PeakMeter:
             torch.cuda.synchronize(self.device)
             return max(0, torch.cuda.max_memory_allocated(self.device) - self._base)
         if self.kind == "resident":
-            return max(0, _status("VmHWM") - self._base)
+            return max(0, resident("VmHWM") - self._base)
         return _maxrss() - self._base or None
-
-
-def _release() -> None:
-    """Gives freed memory back to the system, or later work would hide in it."""
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Any:
-    try:
-        return getattr(ctypes.CDLL(None), "malloc_trim", None)
-    except (OSError, TypeError):  # TypeError: Windows has no library without a name
-        return None
-
-
-def _reset() -> bool:
-    try:
-        _CLEAR.write_text("5")
-        return _status("VmHWM") > 0
-    except (OSError, ValueError):
-        return False
-
-
-def _status(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"{_STATUS} has no field {field}")
 
 
 def _maxrss() -> int:

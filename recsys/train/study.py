@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 import graphlossy
+from graphlossy.core._files import write_json, write_text
 from graphlossy.core.budget import parse_bytes
-from graphlossy.recsys.train._files import alone_in, read_json, write_json, write_text
+from graphlossy.recsys.train._files import alone_in, read_json
 from graphlossy.recsys.train._summary import summarize
 from graphlossy.recsys.train.cells import FIXED, REFERENCES, full_table_bytes, parse_method, run_cell
 from graphlossy.recsys.train.config import FitConfig, TrainingError

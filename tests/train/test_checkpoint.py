@@ -3,8 +3,9 @@ import os
 import pytest
 import torch
 
+from graphlossy.core._files import write_json, write_text
 from graphlossy.train import TrainError
-from graphlossy.train._checkpoint import load_checkpoint, save_checkpoint, write_json, write_text
+from graphlossy.train._checkpoint import load_checkpoint, save_checkpoint
 
 
 def test_round_trip(tmp_path):

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from graphlossy.train import _memory
+from graphlossy.core import _memory
 from graphlossy.train._memory import PEAK_KINDS, PeakMeter
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of the resident set is read from /proc")
