@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
-import torch
-
 from benchmarks import _report
+from benchmarks.accuracy import results_of
 
 __all__ = ["DATASETS", "METHODS", "main", "summarize"]
 
@@ -71,16 +68,15 @@ def load(dataset: str, tiny: bool) -> Any:
     return data.load(dataset)
 
 
-def tune(dataset: str, tiny: bool) -> list[dict[str, float]]:
-    """Validation AUC of the full model for every learning rate and penalty."""
+def tune(dataset: str, tiny: bool) -> dict[str, list[dict[str, float]]]:
+    """Under the data set's name, validation AUC of the full model for every learning rate and penalty."""
     from graphlossy.recsys.train import run_cell
 
-    torch.set_num_threads(1)
     table, found = load(dataset, tiny), []
     for lr, l2 in itertools.product(RATES[:1] if tiny else RATES, PENALTIES[:1] if tiny else PENALTIES):
         row = run_cell(table, MODEL, "full", None, TUNING_SEED, config_of(dataset, tiny, lr=lr, l2=l2))
         found.append({"lr": lr, "l2": l2, "valid_auc": row["valid_auc"]})
-    return found
+    return {dataset: found}
 
 
 def run(task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -89,7 +85,6 @@ def run(task: dict[str, Any]) -> list[dict[str, Any]]:
     from graphlossy.recsys.train.cells import full_table_bytes
     from graphlossy.recsys.train.study import budget_bytes
 
-    torch.set_num_threads(1)
     table, cache = load(task["dataset"], task["tiny"]), {}
     config = config_of(task["dataset"], task["tiny"], lr=task["lr"], l2=task["l2"])
     full, rows = full_table_bytes(table, MODEL, config), []
@@ -213,24 +208,22 @@ def main(argv: list[str] | None = None) -> None:
     data = _report.header("recsys_methods", settings)
     old = _report.earlier(args.out, data, args.fresh)
     data |= {"tuning": old.get("tuning", {}), "cells": old.get("cells", [])}
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {name: pool.submit(tune, name, args.tiny) for name in datasets if name not in data["tuning"]}
-        for name, future in waiting.items():
-            data["tuning"][name] = future.result()
-            _report.write_json(args.out, data)
-        tasks = _tasks(data, args, datasets, wanted)
-        print(f"{sum(len(task['cells']) for task in tasks)} cells to run", flush=True)
-        for future in as_completed([pool.submit(run, task) for task in tasks]):
-            data["cells"] += future.result()
-            data["summary"] = summarize(data["cells"])
-            data["bars"] = [] if args.tiny else bars(data["summary"])
-            _report.write_json(args.out, data)
-            for cell in future.result():
-                name = f"{cell['data']} {cell['label']} {cell['budget_label'] or ''} seed {cell['seed']}"
-                figures = (
-                    f"AUC {cell['auc']:.4f}, {cell['ratio']:.1f}x" if cell["status"] == "done" else "cannot be reached"
-                )
-                print(f"{name}: {figures}", flush=True)
+    for found in results_of(tune, [(name, args.tiny) for name in datasets if name not in data["tuning"]], args.jobs):
+        data["tuning"] |= found
+        _report.write_json(args.out, data)
+    tasks = _tasks(data, args, datasets, wanted)
+    print(f"{sum(len(task['cells']) for task in tasks)} cells to run", flush=True)
+    for cells in results_of(run, [(task,) for task in tasks], args.jobs):
+        data["cells"] += cells
+        data["summary"] = summarize(data["cells"])
+        data["bars"] = [] if args.tiny else bars(data["summary"])
+        _report.write_json(args.out, data)
+        for cell in cells:
+            name = f"{cell['data']} {cell['label']} {cell['budget_label'] or ''} seed {cell['seed']}"
+            figures = (
+                f"AUC {cell['auc']:.4f}, {cell['ratio']:.1f}x" if cell["status"] == "done" else "cannot be reached"
+            )
+            print(f"{name}: {figures}", flush=True)
     for row in data.get("summary", []):
         if row["auc"] is not None:
             mean = statistics.fmean(row["bytes"]["raw"])
