@@ -168,10 +168,10 @@ def _gradients(data: dict[str, Any]) -> Iterator[str]:
 
 
 def _recsys_methods(data: dict[str, Any]) -> Iterator[str]:
-    for name in dict.fromkeys(row["data"] for row in data.get("summary", [])):
+    for name, model in dict.fromkeys((row["data"], row["model"]) for row in data.get("summary", [])):
         rows = []
         order = {method: place for place, method in enumerate(METHODS)}
-        found = [row for row in data["summary"] if row["data"] == name]
+        found = [row for row in data["summary"] if (row["data"], row["model"]) == (name, model)]
         for row in sorted(found, key=lambda row: (order[row["method"]], Fraction(row["budget"] or 1) * -1)):
             if row["auc"] is None:
                 rows.append([row["method"], row["budget"], f"cannot reach: {row['minimum']:,} B", "", "", "", "", ""])
@@ -183,10 +183,16 @@ def _recsys_methods(data: dict[str, Any]) -> Iterator[str]:
                 "" if difference is None or row["method"] == "full" else f"{difference['mean']:+.4f}",
                 f"{row['logloss']['mean']:.4f}", "" if search is None else f"{search['mean']:.2f}",
             ])  # fmt: skip
-        best = max(data["tuning"][name], key=lambda tried: tried["valid_auc"])
-        title = f"{name}, lr {best['lr']:g}, l2 {best['l2']:g}"
+        best = max(data["tuning"][f"{name} {model}"], key=lambda tried: tried["valid_auc"])
+        title = f"{name}, {model}, lr {best['lr']:g}, l2 {best['l2']:g}"
         head = [title, "budget", "bytes", "x smaller", "AUC", "to full", "logloss", "search, epochs"]
         yield markdown(head, rows)
+    rows = [
+        [row["data"], row["model"], row["method"], row["budget"], str(row["seeds"]), f"{row['value']:.2f}"]
+        for row in data.get("stability", []) if row["value"] is not None
+    ]  # fmt: skip
+    if rows:
+        yield markdown(["sizes", "model", "method", "budget", "seeds", "rank correlation of two seeds"], rows)
 
 
 def _recsys_speed(data: dict[str, Any]) -> Iterator[str]:

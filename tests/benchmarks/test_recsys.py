@@ -53,26 +53,32 @@ def test_memory_of_one_variant_in_its_process(tmp_path: Path) -> None:
 def test_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "methods.json"
     options = ["--tiny", "--out", str(file), "--methods", "full;frequency;int4", "--budgets", "1/8,1/1000"]
-    recsys_methods.main(options)
+    recsys_methods.main([*options, "--models", "deepfm"])
     data = json.loads(file.read_text())
-    assert "4 cells to run" in capsys.readouterr().out
+    assert "4 cells to run" in capsys.readouterr().out and set(data["tuning"]) == {"zipf deepfm"}
     status = {(c["label"], c["budget_label"]): c["status"] for c in data["cells"]}
     assert status["frequency", "1/8"] == "done" and status["frequency", "1/1000"] == "unreachable"
     row = next(row for row in data["summary"] if row["method"] == "int4")
     assert row["ratio"]["mean"] > 4 and row["difference"]["mean"] > -0.5
-    recsys_methods.main(options)
+    recsys_methods.main([*options, "--models", "deepfm"])
     assert "0 cells to run" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        recsys_methods.main([*options, "--methods", "full;pma"])
+    recsys_methods.main([*options, "--methods", "full;pme", "--seeds", "2", "--fresh"])
+    data = json.loads(file.read_text())
+    assert {row["model"] for row in data["summary"]} == {"deepfm", "ncf"}
+    for row in data["stability"]:
+        assert row["value"] is None if row["budget"] == "1/1000" else -1 <= row["value"] <= 1 and row["seeds"] == 2
+    for wrong in (["--methods", "full;pma"], ["--models", "deepmf"]):
+        with pytest.raises(SystemExit):
+            recsys_methods.main([*options, *wrong])
 
 
 def test_bars_take_the_smallest_within_three_thousandths() -> None:
     def row(method: str, ratio: float, difference: float) -> dict:
         figures = {"ratio": {"mean": ratio}, "difference": {"mean": difference}, "search_epochs": {"mean": 0.5}}
-        return {"data": "epinions", "method": method, **figures}
+        return {"data": "epinions", "model": "ncf", "method": method, **figures}
 
     summary = [row("pme+int4", 30.0, -0.002), row("frequency+int4", 100.0, -0.004), row("pme", 8.0, 0.0)]
     found = {bar["what"]: bar for bar in recsys_methods.bars(summary)}
-    assert found["multi-size + int4 within .003 AUC of full on epinions, times"]["value"] == 30.0
-    assert found["PME's search on epinions, epochs"]["met"]
-    assert found["PME's search on movielens-100k-ids, epochs"]["met"] is None
+    assert found["multi-size + int4 within .003 AUC of full, ncf on epinions, times"]["value"] == 30.0
+    assert found["PME's search, ncf on epinions, epochs"]["met"]
+    assert found["PME's search, ncf on movielens-100k-ids, epochs"]["met"] is None
