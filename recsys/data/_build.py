@@ -17,7 +17,7 @@ from graphlossy.recsys.data._tables import Chunk
 from graphlossy.recsys.data._values import labels, numbers, scaled, sequences, tokens
 from graphlossy.recsys.data._vocabulary import Collector, Vocabulary
 
-__all__ = ["build", "splits"]
+__all__ = ["build", "check_tokens", "splits"]
 
 _ROWS = 1 << 16  # read together from the store
 
@@ -51,6 +51,15 @@ def build(
         return _Builder(schema, store).run(chunks, split, fractions, seed, where)
     finally:
         store.close()
+
+
+def check_tokens(encoder: Encoder, where: str) -> None:
+    """Raises DataError where all rows look alike: there are token fields alone, and all their tokens are too rare."""
+    if not encoder.scales and all(len(v) == v.first for v in encoder.vocabularies.values()):
+        raise DataError(
+            f"{where}: no token of any field occurs min_count times in the rows for training; "
+            "lower min_count, or give more rows"
+        )
 
 
 def splits(schema: Schema, store: Store) -> tuple[Split, Split, Split]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graphlossy.recsys.data._atomic import AtomicFiles, atomic_chunks, find_atomic
-from graphlossy.recsys.data._build import build, splits
+from graphlossy.recsys.data._build import build, check_tokens, splits
 from graphlossy.recsys.data._cache import encoded
 from graphlossy.recsys.data._ctr import CTRData
 from graphlossy.recsys.data._encoder import Encoder
@@ -162,7 +162,9 @@ def _encode(
 
     def make(store: Store) -> Encoder:
         chunks = atomic_chunks(atomic, schema) if atomic is not None else file_chunks(files, schema)
-        return build(chunks, schema, store, split, fractions, seed, where)
+        encoder = build(chunks, schema, store, split, fractions, seed, where)
+        check_tokens(encoder, where)
+        return encoder
 
     name = files[0].name.partition(".")[0] or "table"
     if cache:

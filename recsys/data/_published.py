@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from graphlossy.recsys.data._atomic import AtomicFiles, atomic_chunks
-from graphlossy.recsys.data._build import build, splits
+from graphlossy.recsys.data._build import build, check_tokens, splits
 from graphlossy.recsys.data._ctr import CTRData
 from graphlossy.recsys.data._errors import DataError
 from graphlossy.recsys.data._negatives import distinct, sample_negatives
@@ -108,6 +108,7 @@ def _finish(
 ) -> CTRData:  # fmt: skip
     store = MemoryStore()
     encoder = build(chunks, schema, store, split, fractions, seed, where)
+    check_tokens(encoder, name)
     return CTRData(name, encoder.fields, *splits(schema, store), PACKAGES[name].notice, encoder)
 
 

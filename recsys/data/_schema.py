@@ -129,6 +129,8 @@ class Schema:
         if not isinstance(self.label, str) or not self.label:
             raise DataError(f"label must be a column or a comparison such as 'rating>=4', got {self.label!r}")
         if self.threshold is None and (found := _LABEL.match(self.label.strip())):
+            if found[1][-1] in "=<>!":
+                raise DataError(f"label {self.label!r} is no comparison; there are >=, <=, ==, !=, > and <")
             object.__setattr__(self, "label", found[1])
             object.__setattr__(self, "threshold", (found[2], float(found[3])))
         elif self.threshold is not None:

@@ -182,7 +182,8 @@ def _pieces(source: Source, size: int) -> Iterator[bytes]:
     except FileNotFoundError:
         raise DataError(f"{source.where}: there is no such file") from None
     except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{source.where}: is truncated or damaged after line {line - 1} ({error})") from None
+        place = f"after line {line - 1}" if line > 1 else "in its first lines"
+        raise DataError(f"{source.where}: is truncated or damaged {place} ({error})") from None
     except OSError as error:
         raise DataError(f"{source.where}: cannot be read ({error.strerror or error})") from None
     if empty:

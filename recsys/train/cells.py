@@ -211,7 +211,8 @@ def _run(
 
 
 def _with_ratio(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "ratio": row["full_bytes"] / max(row["bytes"], 1)}
+    # without token fields there are no tables on either side
+    return {**row, "ratio": row["full_bytes"] / max(row["bytes"], 1) if row["full_bytes"] else 1.0}
 
 
 def _half_an_epoch(method: str, batches: int, options: dict[str, Any]) -> dict[str, Any]:

@@ -192,6 +192,13 @@ def test_loss_that_is_not_finite(data):
         run_cell(broken, "deepfm", "full", None, 0, CONFIG)
 
 
+def test_without_token_fields_there_is_nothing_to_be_smaller_than():
+    numbers = zipf(rows=600, vocab=(30,), floats=2)
+    numbers.fields = tuple(field for field in numbers.fields if field.kind == "float")
+    row = run_cell(numbers, "wide_deep", "full", None, 0, CONFIG)
+    assert (row["full_bytes"], row["bytes"], row["ratio"]) == (0, 0, 1.0)
+
+
 def test_nothing_outlives_a_cell(data, full_bytes):
     state = torch.get_rng_state()
     run_cell(data, "deepfm", "pep", full_bytes // 3, 0, CONFIG)

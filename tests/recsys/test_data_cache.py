@@ -148,6 +148,18 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     assert folders(tmp_path) == []
 
 
+def test_a_min_count_above_every_count_is_named(tmp_path: Path) -> None:
+    """Every token would be an unseen one, every prediction the same and the AUC .5 without a word."""
+    path = write(tmp_path / "a.csv", 200)
+    tokens = {**SCHEMA, "columns": {"user": "token", "tags": "token_seq"}}
+    with pytest.raises(DataError, match="no token of any field occurs min_count times .*; lower min_count"):
+        load(path, tokens, root=tmp_path, min_count=1000)
+    assert folders(tmp_path) == []
+    assert load(path, SCHEMA, cache=False, min_count=1000).num_tokens == 3  # the price is left, and two reserved ids
+    rare_users = load(path, tokens, cache=False, min_count=10)  # nine tags are often enough, no user is
+    assert [field.num_tokens for field in rare_users.fields if field.name == "user"] == [1]
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 20)
     left = tmp_path / "recsys" / f".a-0123-{cache_module.socket.gethostname()}-4194399"

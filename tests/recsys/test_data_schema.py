@@ -67,6 +67,7 @@ def test_plain_data_make_the_same_schema_again() -> None:
         ({"columns": {"t": {"kind": "token_seq", "length": 0}}}, "length must be an integer of at least 1, got 0"),
         ({"columns": {"t": {"kind": "token_seq", "separator": ""}}}, "separator must be a text"),
         ({"label": ""}, "label must be a column"),
+        ({"label": "rating=>4"}, "label 'rating=>4' is no comparison; there are >=, "),
         ({"min_count": 0}, "min_count must be an integer of at least 1, got 0"),
         ({"order": "random"}, "order must be"),
         ({"quote": '""'}, "quote must be one"),
