@@ -11,11 +11,12 @@ import ctypes
 import hashlib
 import importlib.util
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from graphlossy.core._files import written
 
 __all__ = ["CompileError", "architecture", "cache_folder", "compile_source", "load_nvrtc", "nvrtc_version", "sources"]
 
@@ -167,16 +168,8 @@ def _read(file: Path) -> bytes | None:
 
 
 def _write(file: Path, code: bytes) -> None:
-    """Writes to a temporary file and renames it. A folder that cannot be written costs a compilation a process."""
-    try:
+    """A folder that cannot be written costs a compilation a process."""
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = tempfile.NamedTemporaryFile(dir=file.parent, delete=False)
-    except OSError:
-        return
-    try:
-        with part:
-            part.write(hashlib.sha256(code).digest() + code)
-        os.replace(part.name, file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(part.name)
+        with written(file) as path:
+            path.write_bytes(hashlib.sha256(code).digest() + code)

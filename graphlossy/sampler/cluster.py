@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import zipfile
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch_geometric.sampler import SamplerOutput
 
+from graphlossy.core._files import written
 from graphlossy.core._neighbors import mix64
 from graphlossy.sampler._checks import check_count
 from graphlossy.sampler._graph import Graph
@@ -176,11 +176,5 @@ def _check_writable(file: Path) -> None:
 
 
 def _write(file: Path, key: np.ndarray, partition: Tensor) -> None:
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            np.savez(out, key=key, partition=partition.to(torch.int32).numpy())
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with written(file) as path, open(path, "wb") as out:
+        np.savez(out, key=key, partition=partition.to(torch.int32).numpy())
