@@ -86,7 +86,7 @@ def test_a_partition_is_kept_in_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     def full_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(cluster.os, "replace", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(OSError, match="No space"):
         ClusterSampler(data, 3, cache=file)
     assert os.listdir(file.parent) == ["parts.npz"] and file.read_bytes() == whole
