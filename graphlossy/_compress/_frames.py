@@ -28,7 +28,8 @@ COMPILED = Frame("compiled", _rules.COMPILED, (), {})
 # Saved while neither a torch call nor a function was seen: by TorchScript, or the input of a checkpointed region, from
 # which everything in it is computed again. As unknown as compiled code.
 UNKNOWN = Frame("unknown", _rules.COMPILED, (), {})
-# Saved by an autograd function of graphlossy, which has done what there is to do.
+# Saved by an autograd function of graphlossy, which has done what there is to do; one that leaves it to compress, as a
+# user's function would, says packs_itself = False.
 _OURS = Frame("graphlossy", _rules.EXACT, (), {})
 
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
@@ -46,4 +47,5 @@ def frame_of(caller: FrameType) -> Frame:
         return UNKNOWN
     if name == "CompiledFunction":  # a compiled function inside the model
         return COMPILED
-    return _OURS if getattr(function, "__module__", "").startswith("graphlossy.") else OUTSIDE
+    ours = getattr(function, "__module__", "").startswith("graphlossy.") and getattr(function, "packs_itself", True)
+    return _OURS if ours else OUTSIDE

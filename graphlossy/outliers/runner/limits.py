@@ -1,0 +1,168 @@
+"""What a trial may use: memory and seconds, how they are measured, and how running out of them is told."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphlossy.core._memory import reset_peak, resident, trim
+from graphlossy.core.budget import format_bytes
+
+__all__ = ["Limits", "Meter", "address_limit", "is_out_of_memory", "kills_by_the_system", "offer_first", "resident_of"]
+
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+_WORDS = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "out of memory",
+    "Unable to allocate",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "Storage size calculation overflowed",
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one trial may use; None: no limit.
+
+    Attributes:
+        seconds: of the fit; loading the data does not count.
+        memory: bytes above what the worker process held before the fit, data included in that.
+    """
+
+    seconds: float | None = None
+    memory: int | None = None
+
+    def applied(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record, its figures dropped where it came in after the limit.
+
+        Example:
+            >>> Limits(seconds=2).applied({"status": "done", "auc": 0.9, "seconds": 2.5, "peak_bytes": 1})["status"]
+            'TLE'
+        """
+        if record["status"] != "done":
+            return record
+        seconds, peak = record["seconds"], record["peak_bytes"]
+        if self.seconds is not None and seconds > self.seconds:
+            return _dropped(record, "TLE", f"took {seconds:.3g} s, the limit is {self.seconds:g} s")
+        if self.memory is not None and peak is not None and peak > self.memory:
+            said = f"took {format_bytes(peak)}, the limit is {format_bytes(self.memory)}"
+            return _dropped(record, "OOM", said)
+        return record
+
+
+def _dropped(record: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
+    empty: dict[str, Any] = {
+        "auc": None,
+        "ap": None,
+        "recall": None,
+        "by_type": {},
+        "scores_sha256": None,
+        "distinct_scores": None,
+    }
+    return {**record, **empty, "status": status, "reason": reason}
+
+
+class Meter:
+    """Seconds are the caller's; this is the peak of the memory of this process above what it held at the start.
+
+    On a CUDA device the bytes that torch's allocator gave out; else, on Linux, the resident set, whose high-water mark
+    is reset; elsewhere the growth of the process's peak.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        import torch
+
+        gc.collect()
+        trim()
+        self._cuda = torch.device(device) if device.startswith("cuda") else None
+        if self._cuda is not None:
+            torch.cuda.synchronize(self._cuda)
+            torch.cuda.reset_peak_memory_stats(self._cuda)
+            self._base = torch.cuda.memory_allocated(self._cuda)
+            return
+        self._linux = reset_peak()
+        self._base = resident("VmRSS") if self._linux else _max_resident()
+
+    def read(self) -> int | None:
+        """Bytes; None where the system does not tell."""
+        if self._cuda is not None:
+            import torch
+
+            torch.cuda.synchronize(self._cuda)
+            return max(0, torch.cuda.max_memory_allocated(self._cuda) - self._base)
+        if self._linux:
+            return max(0, resident("VmHWM") - self._base)
+        return _max_resident() - self._base or None
+
+
+@contextmanager
+def address_limit(memory: int | None) -> Iterator[None]:
+    """Inside this context an allocation far above ``memory`` bytes is refused at once instead of being filled.
+
+    It bounds what is asked for (RLIMIT_DATA), a quarter and 256 MiB above the limit, for memory that is asked for but
+    never touched does not count; what is really used is watched from outside the process.
+    """
+    if memory is None or not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = resident("VmData") + memory + memory // 4 + 2**28
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Whether an exception, or what a process said when it ended, tells of memory that could not be had."""
+    if isinstance(error, MemoryError):
+        return True
+    return any(word in str(error) for word in _WORDS)
+
+
+def resident_of(process: int) -> int:
+    """Bytes resident in another process of this machine; 0 where that cannot be read."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * _PAGE
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def kills_by_the_system() -> int:
+    """How many processes the kernel has ended for memory since it started; 0 where it does not tell."""
+    count = 0
+    for file, word in (("/proc/vmstat", "oom_kill"), ("/sys/fs/cgroup/memory.events", "oom_kill")):
+        with suppress(OSError, ValueError):
+            for line in Path(file).read_text().splitlines():
+                name, _, value = line.partition(" ")
+                if name == word:
+                    count = max(count, int(value))
+    return count
+
+
+def offer_first() -> None:
+    """Where memory runs out, the kernel is to end this process rather than the one that writes the results."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _max_resident() -> int:
+    try:
+        import resource
+    except ImportError:  # not POSIX
+        return 0
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else found * 1024

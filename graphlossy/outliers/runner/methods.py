@@ -1,0 +1,142 @@
+"""From what a user calls a method to a class that a worker process can import."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from graphlossy.outliers.runner.errors import BenchmarkError
+
+__all__ = ["LEAK_ROWS", "Method", "accepted_options", "find_method", "import_class", "registry"]
+
+# Need no model: what a method must beat to have shown anything.
+LEAK_ROWS = ("degree", "norm", "maxrank", "copies", "random")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the grid.
+
+    Attributes:
+        name: its key in records and on the command line.
+        title: how tables print it.
+        target: ``"package.module:Class"`` of one that is no part of graphlossy; "" of one that the registry has.
+        cls: its class; None of a method that only another engine has.
+    """
+
+    name: str
+    title: str
+    target: str = ""
+    cls: Any = None
+
+
+def registry() -> list[str]:
+    """The keys of graphlossy's own methods, in the order of the paper.
+
+    Example:
+        >>> "dominant" in registry()
+        True
+    """
+    from graphlossy.outliers.methods import METHODS
+
+    return list(METHODS)
+
+
+def find_method(method: str | type, engine: str = "native") -> Method:
+    """The method that a key, an import path or a class stands for.
+
+    Args:
+        method: a key such as ``"dominant"``; ``"package.module:Class"``; or a class.
+        engine: ``"native"``, or another engine whose methods are asked for by key.
+
+    Raises:
+        BenchmarkError: there is no such method, or no worker could import it.
+    """
+    if isinstance(method, type):
+        if method.__module__ == "__main__" or "<locals>" in method.__qualname__:
+            raise BenchmarkError(
+                f"{method.__name__} is defined in a script or a function, where worker processes cannot import it; "
+                "put it into a module of its own"
+            )
+        method = f"{method.__module__}:{method.__qualname__}"
+    if ":" in method:
+        if engine != "native":
+            raise BenchmarkError(f"{method} is a class of yours and runs on the native engine only; got {engine!r}")
+        cls = import_class(method)
+        if getattr(cls, "name", None) in registry():
+            raise BenchmarkError(f"{method} has the name of a method of graphlossy, {cls.name!r}; give it another")
+        return Method(cls.name, getattr(cls, "title", cls.name), method, cls)
+    known = registry()
+    name = _own_name(method)
+    if engine != "native":
+        from graphlossy.outliers import engines
+
+        theirs = list(engines.METHODS[engine])
+        if name not in theirs:
+            raise BenchmarkError(f"engine {engine} has no method {method!r}{_near(name, theirs)}")
+        cls = _own_class(name) if name in known else None
+        return Method(name, cls.title if cls is not None else name.upper(), "", cls)
+    if name not in known:
+        raise BenchmarkError(f"there is no method {method!r}{_near(name, known)}")
+    cls = _own_class(name)
+    return Method(name, cls.title, "", cls)
+
+
+def import_class(target: str) -> Any:
+    """The class at ``"package.module:Class"``.
+
+    Raises:
+        BenchmarkError: it cannot be imported, or does not have what a detector has.
+    """
+    module, _, path = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BenchmarkError(f"cannot import {target!r}: {error}") from None
+    lacking = [name for name in ("name", "fit", "seeded", "search_space", "fixed") if not hasattr(found, name)]
+    if not isinstance(found, type) or lacking:
+        raise BenchmarkError(
+            f"{target!r} must be a subclass of graphlossy.outliers.Detector; it has no {', '.join(lacking) or 'class'}"
+        )
+    return found
+
+
+def accepted_options(cls: Any) -> set[str] | None:
+    """Names of the constructor arguments of a class and its bases; None where they cannot be known."""
+    if cls is None:
+        return None
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if base is object or "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break  # nothing is passed on
+    return names
+
+
+def _own_name(method: str) -> str:
+    """The registry's key for a key, a title or a usual alias; the text itself, in lower case, where it has none."""
+    from graphlossy.outliers.methods import _registry_name
+
+    try:
+        return _registry_name(method)
+    except ValueError:
+        return method.strip().lower()
+
+
+def _own_class(name: str) -> Any:
+    from graphlossy.outliers.methods import METHODS
+
+    return METHODS[name]
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}, or package.module:Class"

@@ -1,0 +1,111 @@
+"""What a grid is made of, and every request that is refused before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from graphlossy.outliers.methods import METHODS
+from graphlossy.outliers.runner import BenchmarkError
+from graphlossy.outliers.runner.grid import Grid, Trial, label_of, make_grid
+from graphlossy.outliers.runner.methods import LEAK_ROWS, find_method
+
+
+def grid(datasets: Sequence[str] = ("books",), methods: Any = ("lof", "dominant"), **given: Any) -> Grid:
+    return make_grid(datasets, methods, **{"trials": 3, "protocol": "bond", "seed": 0, **given})
+
+
+def test_the_order_and_the_leak_rows() -> None:
+    made = grid(["books", "gen_100"])
+    assert [trial.dataset for trial in made.trials] == sorted(trial.dataset for trial in made.trials)
+    books = [(trial.method, trial.trial) for trial in made.trials if trial.dataset == "books"]
+    rows = [("lof", 0), *(("dominant", n) for n in range(3)), *((name, 0) for name in LEAK_ROWS[:-1])]
+    assert books == rows + [("random", n) for n in range(3)] and LEAK_ROWS[-1] == "random"
+    assert made.titles["dominant"] == METHODS["dominant"].title
+    assert {trial.method for trial in grid(methods=None).trials} == set(METHODS)
+
+
+def test_a_part_of_the_grid_has_the_trials_of_the_whole() -> None:
+    whole = {trial.key: trial for trial in grid(["books", "gen_100"], ["lof", "gcnae", "dominant"]).trials}
+    part = grid(["gen_100"], ["dominant"], trials=2).trials
+    assert part and all(whole[trial.key] == trial for trial in part)
+    assert all(whole[trial.key].seed != trial.seed for trial in grid(["gen_100"], ["dominant"], seed=1).trials)
+
+
+def test_options_overrule_the_protocol() -> None:
+    made = grid(methods=["lof", "dominant", "gcnae"], options={"*": {"bits": 2}, "dominant": {"epoch": 5, "lr": 0.5}})
+    params = {trial.method: trial.params for trial in made.trials}
+    assert params["dominant"]["epoch"] == 5 and params["dominant"]["lr"] == 0.5 and params["dominant"]["bits"] == 2
+    assert params["gcnae"]["bits"] == 2 and params["gcnae"].get("epoch") != 5 and "bits" not in params["lof"]
+
+
+def test_names_in_any_case_and_titles() -> None:
+    assert {trial.method for trial in grid(["Books"], ["AdONE", "IForest"]).trials} >= {"adone", "if"}
+    assert {trial.dataset for trial in grid(["Books"]).trials} == {"books"}
+
+
+@pytest.mark.parametrize(
+    ("source", "label"),
+    [("x/mine.npz", "mine"), ("mine.PT.ZIP", "mine"), ("a/b/ogb_folder/", "ogb_folder"), ("m.v2.npz#y", "m.v2")],
+)
+def test_labels_of_paths(source: str, label: str) -> None:
+    assert label_of(source) == label
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"datasets": []}, "no data set is given"),
+        ({"methods": []}, "no method is given"),
+        ({"datasets": ["a/x.npz", "b/x.npz"]}, "would both be called 'x'"),
+        ({"methods": ["dominnat"]}, "no method 'dominnat'; did you mean dominant"),
+        ({"methods": ["nowhere_at_all:Thing"]}, "cannot import 'nowhere_at_all:Thing'"),
+        ({"methods": ["json:JSONDecoder"]}, "must be a subclass of graphlossy.outliers.Detector"),
+        ({"methods": ["graphlossy.outliers.methods.lof:LOF"]}, "has the name of a method of graphlossy, 'lof'"),
+        ({"trials": 0}, "trials must be a whole number of at least 1, got 0"),
+        ({"trials": True}, "trials must be"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"protocol": "best"}, "protocol must be one of bond, fixed; got 'best'"),
+        ({"engines": ["dgld"]}, "engine must be one of native"),
+        ({"engines": []}, "no engine is given"),
+        ({"options": {"gaan": {"epoch": 3}}}, "options are given for gaan, which this grid does not have"),
+        ({"options": {"*": {"epochs": 3}}}, "no method of this grid has the option epochs"),
+        ({"options": {"lof": {"epoch": 3}}}, "lof has no option epoch; it has"),
+        ({"options": {"lof": 3}}, r"options\['lof'\] must be a dictionary"),
+    ],
+)
+def test_what_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BenchmarkError, match=said):
+        grid(**given)
+
+
+def test_a_class_that_no_worker_could_import() -> None:
+    class Mine(METHODS["lof"]):
+        name = "mine"
+
+    with pytest.raises(BenchmarkError, match="defined in a script or a function"):
+        find_method(Mine)
+
+
+def test_another_engine_leaves_the_leak_rows_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphlossy.outliers import engines
+
+    monkeypatch.setattr(engines, "available", lambda: {"native": "1", "pyod": "3", "pygod": None})
+    made = grid(methods=["dominant", "random"], engines=["native", "pyod"])
+    assert {(t.method, t.engine) for t in made.trials} == {
+        ("dominant", "native"), ("dominant", "pyod"), *((name, "native") for name in LEAK_ROWS)
+    }  # fmt: skip
+    seeds: dict[tuple[str, int], set[int]] = {}
+    for trial in made.trials:
+        seeds.setdefault((trial.method, trial.trial), set()).add(trial.seed)
+    assert all(len(found) == 1 for found in seeds.values())  # both engines have the same draws
+    with pytest.raises(BenchmarkError, match="engine pygod is not installed"):
+        grid(engines=["pygod"])
+    with pytest.raises(BenchmarkError, match="engine pyod has no method 'gaan'"):
+        grid(methods=["gaan"], engines=["pyod"])
+
+
+def test_the_key_of_a_trial() -> None:
+    assert Trial("books", "x/books.pt", "lof", "native", 3, 9).key == ("books", "lof", "native", 3)
