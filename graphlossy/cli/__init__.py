@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "Train a graph network, float32 and compressed side by side, and report what it saved.",
     "sparsify": "Thin a graph by degree or by a baseline, and say what that did to it.",
     "recsys": "Compare smaller embedding tables of a recommender at equal bytes, and report what they cost.",
+    "outliers": "Benchmark detectors of outlying nodes, and score a graph of yours.",
     "datasets": "List, describe, get and verify the graphs that can be trained on.",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,25 +22,13 @@ from graphlossy.cli._dataset_tables import (
     show_statistics,
 )
 from graphlossy.cli._errors import user_errors
+from graphlossy.cli._subcommands import CommandGroup
 from graphlossy.datasets import DatasetError, Entry, catalogue, load, prepare, statistics, verify
 from graphlossy.datasets._catalogue import catalogue_entry, locate, quick, stand_in, way
 from graphlossy.datasets._statistics import degree_counts
 from graphlossy.datasets._verify import known_name
 
 __all__ = ["command"]
-
-
-class _Group(click.Group):
-    """A group that says in one line what a mistyped command may have meant."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            near = difflib.get_close_matches(args[0], self.commands, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.commands)}"
-            ctx.fail(f"no command {args[0]!r} of graphlossy datasets; {hint}")
-        return super().resolve_command(ctx, args)
 
 
 def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
@@ -71,7 +58,7 @@ def _with_json(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")(function)
 
 
-@click.group(name="datasets", cls=_Group, invoke_without_command=True)
+@click.group(name="datasets", cls=CommandGroup, invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
     """List, describe, get and verify the graphs that can be trained on.
