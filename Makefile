@@ -36,13 +36,14 @@ lint: $(VENV)/.installed-test ## check style, formatting and the types of the pu
 bench: $(VENV)/.installed-test ## measure again every figure in benchmarks/ (see benchmarks/README.md)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-frameworks: $(VENV)/.installed-test ## compress tables inside RecBole, FuxiCTR and the others (an environment of their own)
+frameworks: $(VENV)/.installed-test ## test inside RecBole, FuxiCTR, PyGOD, PyOD and others (an environment of their own)
 	$(PYTHON) -m venv --clear $(VENV)/frameworks
 	printf "import site; site.addsitedir('%s')\n" "$$($(BIN)/python -c '$(PURELIB)')" \
 	  > "$$($(VENV)/frameworks/bin/python -c '$(PURELIB)')/tests.pth"
 	$(VENV)/frameworks/bin/python -m pip --disable-pip-version-check install --no-input --quiet $(PIP_FLAGS) --no-deps \
-	  -r tests/recsys/frameworks.txt
-	OMP_NUM_THREADS=1 $(VENV)/frameworks/bin/python -m pytest $(ARGS) tests/recsys/test_framework_*.py
+	  -r tests/frameworks.txt
+	OMP_NUM_THREADS=1 $(VENV)/frameworks/bin/python -m pytest $(ARGS) tests/recsys/test_framework_*.py \
+	  tests/outliers/test_engines*.py tests/outliers/test_outlier_ray.py
 
 gpu-check: $(VENV)/.installed-test ## on a machine with a GPU: kernel parity, then the GPU benchmarks
 	$(BIN)/python -m graphlossy
