@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from graphlossy.core._files import allowed_globals
 from graphlossy.datasets._converted import signature
 from graphlossy.datasets._csv import csv_chunks, read_csv
 from graphlossy.datasets._errors import DatasetError
@@ -241,7 +242,7 @@ def _split_dict(file: Path) -> list[np.ndarray]:
     kinds = [type(np.dtype(kind)) for kind in ("int64", "int32", "uint64", "uint32", "bool")]
     allowed: list[Any] = [reconstruct, np.ndarray, np.dtype, *kinds]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with allowed_globals(allowed):
             content = torch.load(file, weights_only=True, map_location="cpu")
         return [np.asarray(content[part], np.int64).reshape(-1) for part in PARTS]
     except Exception as error:  # damaged bytes raise nearly anything

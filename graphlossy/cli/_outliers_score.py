@@ -34,17 +34,25 @@ def score_command(data: str, method: str, out: Path, options: dict[str, Any], co
       graphlossy outliers score books --method lof --contamination 0.02 --out scores.json
     """
     from graphlossy.outliers.runner import BenchmarkError
+    from graphlossy.outliers.runner.methods import own_name
     from graphlossy.outliers.score import check_ending, score, write_scores
+    from graphlossy.train._device import is_out_of_memory
 
-    others = [name for name in options if name not in ("*", method)]
+    options = {name if name == "*" else own_name(name): values for name, values in options.items()}
+    others = [name for name in options if name not in ("*", own_name(method))]
     if others:
         raise click.BadParameter(f"there is one method, {method}; got {others[0]}.NAME=VALUE", param_hint="--set")
-    params = {**options.get("*", {}), **options.get(method, {})}
+    params = {**options.get("*", {}), **options.get(own_name(method), {})}
     if contamination is not None:
         params["contamination"] = contamination
     with user_errors(BenchmarkError, ValueError, TypeError, OSError, ImportError, FloatingPointError):
         check_ending(out)
-        detector = score(data, method, params, seed, engine, root)
+        try:
+            detector = score(data, method, params, seed, engine, root)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise BenchmarkError(f"{method} on {data} needs more memory than there is") from error
         about = {"data": data, "method": method, "engine": engine, "seed": seed, "params": params}
         write_scores(out, detector, about)
     flagged = int((detector.label_ != 0).sum())

@@ -84,9 +84,9 @@ def run_command(
     """Run methods on data sets, trial by trial, each in a worker process; a record of each is kept in DIR.
 
     Hyper-parameters and seed of a trial follow from --seed and its place in the grid, so the scores do not depend on
-    --jobs, on the rest of the grid, or on a run that was stopped and taken up again. Four rows that need no model
-    (degree, feature norm, the higher of both ranks, random) are always added. With no arguments: a few methods on the
-    embedded graph, in minutes.
+    --jobs, on the rest of the grid, or on a run that was stopped and taken up again. Five rows that need no model
+    (degree, feature norm, the higher of both ranks, copies of features, random) are always added. With no arguments: a
+    few methods on the embedded graph, in minutes. Ends with 1 where nothing but those five rows was done.
 
     \b
     DIR has:
@@ -106,6 +106,7 @@ def run_command(
     """
     from graphlossy.outliers.runner import BenchmarkError, benchmark
     from graphlossy.outliers.runner.bars import GridBars
+    from graphlossy.outliers.runner.methods import LEAK_ROWS
 
     errors = Console(stderr=True)
     for name, value in (("bits", None if bits is None else int(bits)), ("device", device)):
@@ -131,9 +132,13 @@ def run_command(
         if as_json:
             content = {"settings": results.settings, "datasets": results.datasets, "trials": results.records}
             click.echo(json.dumps(content, indent=2, allow_nan=False))
-            return
-        click.echo(results.table(), nl=False)
-        click.echo(f"\nreport: {write_report(results, folder / 'report.html')}")
+        else:
+            click.echo(results.table(), nl=False)
+            click.echo(f"\nreport: {write_report(results, folder / 'report.html')}")
+    asked = {record["method"] for record in results.records if record["method"] not in LEAK_ROWS}
+    if asked and not any(record["status"] == "done" and record["method"] in asked for record in results.records):
+        _say(errors, "none of the methods that were asked for was done; the notes say why")
+        ctx.exit(1)
 
 
 def _quick(given: dict[str, Any], errors: Console, silent: bool) -> None:

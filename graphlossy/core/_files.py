@@ -7,12 +7,12 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replace_file", "sweep", "write_json", "write_text", "written"]
+__all__ = ["allowed_globals", "replace_file", "sweep", "write_json", "write_text", "written"]
 
 
 @contextmanager
@@ -56,6 +56,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Writes ``values`` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def allowed_globals(kinds: Iterable[Any]) -> Iterator[None]:
+    """``torch.load(..., weights_only=True)`` reads these kinds of objects inside.
+
+    ``torch.serialization.safe_globals`` takes away what it was given when it ends, also what a library had allowed
+    before for good, as PyTorch Geometric does with its ``Data``.
+    """
+    import torch
+
+    before = torch.serialization.get_safe_globals()
+    with torch.serialization.safe_globals([kind for kind in kinds if kind not in before]):
+        yield
 
 
 def sweep(place: Path) -> None:

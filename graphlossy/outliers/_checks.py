@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,13 @@ class Graph:
     x: Tensor
     edge_index: Tensor
     num_nodes: int
+
+    def __post_init__(self) -> None:
+        key = self.edge_index[0] * self.num_nodes + self.edge_index[1]
+        if not bool((key[1:] > key[:-1]).all()):
+            raise ValueError(
+                "edge_index of a Graph must be sorted by source and target, without duplicates; use prepare"
+            )
 
     @property
     def num_edges(self) -> int:
@@ -88,6 +96,16 @@ class Graph:
         """The graph with no edge from a node to itself (itself if it has none)."""
         keep = self.edge_index[0] != self.edge_index[1]
         return self if bool(keep.all()) else Graph(self.x, self.edge_index[:, keep], self.num_nodes)
+
+    @cached_property
+    def varying_x(self) -> Tensor:
+        """x without the columns in which all nodes are equal; x itself where none is left, or none goes.
+
+        A constant says nothing about a node, and a large one (books has a column of 193,978) leaves the other features
+        of a norm or a product below float32's precision.
+        """
+        varies = (self.x != self.x[:1]).any(0)
+        return self.x if bool(varies.all()) or not bool(varies.any()) else self.x[:, varies]
 
     def dense_adjacency(self) -> Tensor:
         """A as float32 [N, N]; 4 N**2 bytes, for definitions and small graphs."""
@@ -238,8 +256,7 @@ def check_number(
         >>> check_number("dropout", 0.5, 0, 1)
         0.5
     """
-    kinds: tuple[type, ...] = (int,) if integer else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if integer else numbers.Real):
         kind = "a whole number" if integer else "a number"
         raise TypeError(f"{name} must be {kind}, got {value!r} ({type(value).__name__})")
     if not (value > low if open_low else value >= low) or not value <= high:  # type: ignore[operator]

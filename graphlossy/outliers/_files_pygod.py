@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphlossy.core._files import allowed_globals
 from graphlossy.datasets import DatasetError
 
 __all__ = ["is_pt", "read_pt"]
@@ -77,7 +78,7 @@ def read_pt(path: Path) -> dict[str, Any]:
 def _content(path: Path) -> Any:
     try:
         stream = _stream(path)
-        with torch.serialization.safe_globals(_containers()):
+        with allowed_globals(_containers()):
             return torch.load(stream, map_location="cpu", weights_only=True)
     except DatasetError:
         raise

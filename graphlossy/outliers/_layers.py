@@ -21,20 +21,22 @@ class GCNLayer(nn.Module):
     Args:
         in_channels: F.
         out_channels: C.
+        bias: False leaves b out.
 
     Shapes:
         x [N, F] -> [N, C]
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(out_channels, in_channels)))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, x: Tensor, adjacency: CSRGraph) -> Tensor:
         if self.weight.size(0) > self.weight.size(1):
             return F.linear(spmm(adjacency, x), self.weight, self.bias)
-        return spmm(adjacency, F.linear(x, self.weight)) + self.bias
+        out = spmm(adjacency, F.linear(x, self.weight))
+        return out if self.bias is None else out + self.bias
 
 
 class GCN(nn.Module):
@@ -46,17 +48,24 @@ class GCN(nn.Module):
         out_channels: width of the output.
         num_layers: how many.
         dropout: share of the hidden elements set to zero in training.
+        bias: whether the layers have biases.
 
     Shapes:
         x [N, in_channels] -> [N, out_channels]
     """
 
     def __init__(
-        self, in_channels: int, hidden_channels: int, out_channels: int, num_layers: int, dropout: float
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        num_layers: int,
+        dropout: float,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels][: num_layers + 1]
-        self.layers = nn.ModuleList(GCNLayer(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(GCNLayer(a, b, bias) for a, b in zip(widths, widths[1:], strict=False))
         self.dropout = dropout
 
     def forward(self, x: Tensor, adjacency: CSRGraph) -> Tensor:

@@ -23,14 +23,14 @@ def block_rows(width: int, device: torch.device) -> int:
     return max(1, _BLOCK.get(device.type, _DEVICE_BLOCK) // max(1, width))
 
 
-def edge_products(z: Tensor, columns: Tensor, graph: Graph) -> Tensor:
+def edge_products(z: Tensor, columns: Tensor, graph: Graph, dtype: torch.dtype = torch.float32) -> Tensor:
     """z_i . c_j of each edge (i, j), [E], in the order of ``graph.edge_index``; no E x d matrix is kept."""
     row, col = graph.edge_index
-    out = z.new_empty(row.numel())
+    out = z.new_empty(row.numel(), dtype=dtype)
     step = block_rows(z.size(1), z.device)
     for start in range(0, row.numel(), step):
         part = slice(start, start + step)
-        out[part] = (z.index_select(0, row[part]) * columns.index_select(0, col[part])).sum(1)
+        out[part] = (z.index_select(0, row[part]).to(dtype) * columns.index_select(0, col[part])).sum(1)
     return out
 
 
@@ -100,9 +100,9 @@ class ExactStructure(torch.autograd.Function):
         squared = _squared(z, columns, graph, gram) * off
         products = None
         if on != off:
-            products = edge_products(z, columns, graph)
-            missed = (1 - products).double().square()
-            squared.index_add_(0, graph.edge_index[0], missed, alpha=on - off)
+            exact = edge_products(z, columns, graph, torch.float64)
+            squared.index_add_(0, graph.edge_index[0], (1 - exact).square(), alpha=on - off)
+            products = exact.to(z.dtype)
         squared.clamp_(min=0)
         out = squared.sqrt() if rooted else squared
         # d sqrt(r) / dr; 0 where r = 0. Rounding leaves some 1e-15 of the terms in place of 0: no direction either.

@@ -271,7 +271,8 @@ def _named(found: dict[str, Any], key: str, nodes: int) -> tuple[Any, int, str]:
     beside = Path(found["where"]).parent / key
     file = next((path for path in (Path(key), beside) if path.is_file()), None)
     if file is None:
-        arrays = sorted(name for name, value in found.items() if getattr(value, "shape", ())[:1] == (nodes,))
+        one = ((nodes,), (nodes, 1))
+        arrays = sorted(name for name, value in found.items() if tuple(getattr(value, "shape", ())) in one)
         raise DatasetError(
             f"{where}: there is no file {key} or {beside}, and no array of that name in the graph; arrays with one "
             f"value a node are {', '.join(arrays) or 'none'}"

@@ -14,7 +14,8 @@ import torch
 
 from graphlossy.core._files import replace_file
 from graphlossy.outliers.runner.errors import BenchmarkError
-from graphlossy.outliers.runner.methods import accepted_options, find_method
+from graphlossy.outliers.runner.grid import check_engine
+from graphlossy.outliers.runner.methods import accepted_options, check_options, find_method
 
 __all__ = ["ENDINGS", "score", "write_scores"]
 
@@ -58,7 +59,9 @@ def score(
         from graphlossy.outliers.data import load
 
         data = load(str(data), root=root, seed=seed)
+    check_engine(engine)
     found, options = find_method(method, engine), dict(options or {})
+    check_options(options)
     accepted = accepted_options(found.cls)
     wrong = [name for name in options if accepted is not None and name not in accepted]
     if wrong and engine == "native":
@@ -116,9 +119,11 @@ def check_ending(path: str | Path) -> str:
     """The ending of a file of scores.
 
     Raises:
-        BenchmarkError: it is none of ``ENDINGS``.
+        BenchmarkError: it is none of ``ENDINGS``, or there is no such folder.
     """
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:
         raise BenchmarkError(f"a file of scores ends in {', '.join(ENDINGS)}; got {str(path)!r}")
+    if not Path(path).absolute().parent.is_dir():
+        raise BenchmarkError(f"cannot write {path}: there is no folder {Path(path).parent}")
     return ending

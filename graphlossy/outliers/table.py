@@ -191,6 +191,11 @@ def _notes(rows: Sequence[Row], datasets: Sequence[str], metric: str) -> list[st
     if is_share(metric):
         for column, name in enumerate(datasets):
             notes += _leak_note(rows, column, name, metric)
+            cells = [cell for row in rows if (cell := row.cells[column]) is not None]
+            if cells and all(cell.done and cell.mean is None for cell in cells):
+                notes.append(
+                    f"{name} has no labels, so there are no figures; the scores: --save-scores, or the command score"
+                )
         notes += [
             f"{row.title} on {name}: in {cell.constant} of {cell.done} trials every node has the same score"
             for row in rows
@@ -212,6 +217,8 @@ def _leak_note(rows: Sequence[Row], column: int, name: str, metric: str) -> list
     models: list[float] = []
     for row in rows:
         cell = row.cells[column]
+        if row.method == "random":
+            continue  # with few outliers it is often above something, which says nothing
         if cell is not None and cell.mean is not None and row.leak:
             plain.append((cell.mean, row.title))
         elif cell is not None and cell.mean is not None:
@@ -308,6 +315,6 @@ def _csv(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    for sign in "\\&%$#_{}":
-        text = text.replace(sign, "\\textbackslash{}" if sign == "\\" else f"\\{sign}")
-    return text.replace("±", r"$\pm$")
+    return text.translate(
+        {**{ord(sign): f"\\{sign}" for sign in "&%$#_{}"}, ord("\\"): r"\textbackslash{}", ord("±"): r"$\pm$"}
+    )

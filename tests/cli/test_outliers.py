@@ -166,7 +166,9 @@ def test_values_of_options() -> None:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    code = "from graphlossy.cli.outliers import command; command()"
+    # A process that is started in the background would ignore the signal.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen}; from graphlossy.cli.outliers import command; command()"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, **pipes)
 
@@ -202,3 +204,29 @@ def test_stopped_and_taken_up_again(how: signal.Signals, graph: Path, tmp_path: 
     assert found[: len(lines)] == lines and len(found) == 84  # 40, 40 of random, 4 of what is deterministic
     keys = [tuple(json.loads(line)[name] for name in ("method", "trial")) for line in found]
     assert len(set(keys)) == 84
+
+
+def test_what_a_user_may_get_wrong_is_one_line(graph: Path, tmp_path: Path) -> None:
+    run = ["run", "--datasets", graph, "--methods", "gcnae", "--trials", 1, "--out", tmp_path / "run", "--quiet"]
+    assert "seed is no option of a method; give the seed of the run" in refused(*run, "--set", "seed=3")
+    assert "option lr must be a finite number" in refused(*run, "--set", "lr=NaN")
+    assert not (tmp_path / "run" / "trials.jsonl").exists()
+    score = ["score", graph, "--out", tmp_path / "a.csv"]
+    assert "seed is no option" in refused(*score, "--set", "seed=3")
+    assert "engine must be one of native" in refused(*score, "--engine", "nope")
+    assert "there is no folder" in refused("score", graph, "--out", tmp_path / "no" / "a.csv")
+    assert "needs more memory than there is" in refused(
+        *score, "--set", "hid_dim=100000000000", "--method", "mlpae", "--set", "epoch=1"
+    )
+    done = call(*score, "--method", "GCNAE", "--set", "GCNAE.epoch=2")
+    assert done.exit_code == 0 and (tmp_path / "a.csv").exists(), done.output
+
+
+def test_nothing_done_ends_with_one(graph: Path, tmp_path: Path) -> None:
+    run = ["run", "--datasets", graph, "--methods", "gcnae", "--trials", 1, "--set", "epoch=2", "--quiet"]
+    assert call(*run, "--out", tmp_path / "well").exit_code == 0
+    assert (
+        call("run", "--datasets", graph, "--methods", "degree", "--quiet", "--out", tmp_path / "plain").exit_code == 0
+    )
+    done = call(*run, "--set", "gcnae.dropout=2", "--out", tmp_path / "ill")
+    assert done.exit_code == 1 and "none of the methods that were asked for was done" in done.stderr

@@ -177,7 +177,10 @@ def test_other_settings_in_one_folder(clicks: Path, tmp_path: Path) -> None:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "graphlossy.cli", "recsys", *map(str, arguments)]
+    # A process that is started in the background would ignore the signal.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen}; from graphlossy.cli import main; main()"
+    command = [sys.executable, "-c", code, "recsys", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 

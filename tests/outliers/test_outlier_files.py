@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.data import Data, HeteroData
 
+from graphlossy.core._files import allowed_globals
 from graphlossy.datasets import DatasetError
 from graphlossy.outliers._files_npz import read_npz
 from graphlossy.outliers._files_pygod import read_pt
@@ -277,3 +278,14 @@ def test_labels_that_are_none_are_not_saved(tmp_path: Path) -> None:
 def test_a_file_that_is_absent(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="cannot be opened .*No such file"):
         read_pt(tmp_path / "absent.pt")
+
+
+def test_what_was_allowed_before_stays_allowed(tmp_path: Path) -> None:
+    """A library that has allowed a class for good, as PyTorch Geometric does, still reads its own files."""
+    graph = Data(x=torch.eye(3), edge_index=torch.tensor([[0, 1], [1, 2]]), y=torch.tensor([0, 1, 0]))
+    file = tmp_path / "mine.pt"
+    torch.save(graph, file)
+    with allowed_globals([Data]):
+        before = torch.serialization.get_safe_globals()
+        read_pt(file)
+        assert set(torch.serialization.get_safe_globals()) == set(before) and Data in before

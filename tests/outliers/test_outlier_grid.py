@@ -109,3 +109,15 @@ def test_another_engine_leaves_the_leak_rows_native(monkeypatch: pytest.MonkeyPa
 
 def test_the_key_of_a_trial() -> None:
     assert Trial("books", "x/books.pt", "lof", "native", 3, 9).key == ("books", "lof", "native", 3)
+
+
+def test_options_are_found_under_any_spelling_of_a_method() -> None:
+    made = grid(methods=["GCNAE"], options={"GCNAE": {"epoch": 2}})
+    assert {trial.params["epoch"] for trial in made.trials if trial.method == "gcnae"} == {2}
+    for value in (float("nan"), float("inf"), [1], object()):
+        with pytest.raises(BenchmarkError, match="option lr must be a finite number"):
+            grid(methods=["gcnae"], options={"gcnae": {"lr": value}})
+    with pytest.raises(BenchmarkError, match="seed is no option of a method"):
+        grid(methods=["gcnae"], options={"*": {"seed": 1}})
+    with pytest.raises(BenchmarkError, match="a method is a key"):
+        grid(methods=[3])

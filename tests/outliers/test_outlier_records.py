@@ -43,6 +43,7 @@ def test_what_is_added_is_there_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_a_torn_last_line_is_dropped_and_nothing_else(tmp_path: Path, cut: int) -> None:
     with RunFolder(tmp_path, SETTINGS) as folder:
+        folder.learn("toy", FACTS)
         folder.add(record(0))
         folder.add(record(1))
     file = tmp_path / "trials.jsonl"
@@ -63,14 +64,143 @@ def test_a_damaged_line_is_named_and_left_alone(tmp_path: Path, line: bytes) -> 
     content = file.read_bytes() + line + json.dumps(record(1)).encode() + b"\n"
     file.write_bytes(content)
     for use in (lambda: RunFolder(tmp_path, SETTINGS), lambda: Results.read(tmp_path)):
-        with pytest.raises(BenchmarkError, match="line 2 is no record of a trial; take that line out"):
+        with pytest.raises(BenchmarkError, match="line 2 is no record of a trial: .*; take that line out"):
             use()
     assert file.read_bytes() == content
 
 
+WRONG = [
+    *((name, value) for name in ("dataset", "method", "engine") for value in (["x"], None, 3)),
+    *(("trial", value) for value in ("0", -1, 0.0, True, None)),
+    *(("status", value) for value in ("ready", ["done"], None)),
+    *(("auc", value) for value in ("x", float("nan"), True, [0.5])),
+    *((name, float("inf")) for name in ("ap", "recall", "seconds", "epoch_seconds")),
+    *((name, "1") for name in ("peak_bytes", "saved_bytes", "plain_bytes")),
+    *(("by_type", value) for value in (None, [], {"structural": 0.5}, {"structural": {"auc": "x"}})),
+    ("params", None),
+    ("reason", ["x"]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_record_of_wrong_content_is_named(tmp_path: Path, name: str, value: Any) -> None:
+    with RunFolder(tmp_path, SETTINGS) as folder:
+        folder.add(record(0, by_type={"structural": {"auc": 0.5, "ap": None, "recall": 1}}))
+        with pytest.raises(BenchmarkError, match=f"the record of .* cannot be kept: its {name} is "):
+            folder.add({**record(1), name: value})
+    file = tmp_path / "trials.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + json.dumps({**record(1), name: value}) + "\n")
+    with pytest.raises(BenchmarkError, match=f"line 2 is no record of a trial: its {name} is "):
+        Results.read(tmp_path)
+    file.write_text(whole + json.dumps({k: v for k, v in record(1).items() if k != name}) + "\n")
+    with pytest.raises(BenchmarkError, match=f"line 2 is no record of a trial: it has no {name};"):
+        Results.read(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"auc": 1' + "0" * 5000 + "}", "\r"])
+def test_lines_that_no_parser_takes(tmp_path: Path, line: str) -> None:
+    RunFolder(tmp_path, SETTINGS).close()
+    (tmp_path / "trials.jsonl").write_bytes(f"{line}\n{json.dumps(record(0))}\n".encode())
+    with pytest.raises(BenchmarkError, match="line 1 is no record of a trial: it is no JSON"):
+        RunFolder(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"protocol": None}, "its protocol is None"),
+        ({"protocol": "x"}, "its protocol is 'x'"),
+        ({"protocol": ["bond"]}, "its protocol is"),
+        ({"seed": "0"}, "its seed is '0'"),
+        ({"threads": 0}, "its threads is 0"),
+        ({"options": {"*": 3}}, "its options is"),
+        ({"titles": {"lof": 3}}, "its titles is"),
+        ({"datasets": 5}, "its datasets is 5"),
+        ({"datasets": {"a": {}}}, "of data set a: it has no nodes"),
+        ({"datasets": {"a": 5}}, "its datasets is"),
+        ({"datasets": {"a": {**FACTS, "outliers": "x"}}}, "of data set a: its outliers is 'x'"),
+        ({"datasets": {"a": {**FACTS, "types": {"x": None}}}}, "of data set a: its types is"),
+        ({"datasets": {"a": {**FACTS, "fingerprint": None}}}, "of data set a: its fingerprint is None"),
+        ({"datasets": {}}, None),
+    ],
+)
+def test_damaged_settings_are_told(tmp_path: Path, wrong: dict[str, Any], said: str | None) -> None:
+    with RunFolder(tmp_path, SETTINGS) as folder:
+        folder.learn("toy", FACTS)
+        folder.add(record(0))
+    file = tmp_path / "run.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({**whole, **wrong}))
+    with pytest.raises(BenchmarkError, match=f"run.json is damaged: {said or 'it does not say which graph toy is'}"):
+        RunFolder(tmp_path, SETTINGS)
+    if said is not None:
+        with pytest.raises(BenchmarkError, match="run.json is damaged"):
+            Results.read(tmp_path)
+        for name in wrong:
+            file.write_text(json.dumps({k: v for k, v in whole.items() if k != name}))
+            with pytest.raises(BenchmarkError, match=f"run.json is damaged: it has no {name}"):
+                Results.read(tmp_path)
+
+
+def test_records_whose_settings_are_lost_are_left_alone(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, SETTINGS) as folder:
+        folder.learn("toy", FACTS)
+        folder.add(record(0))
+    (tmp_path / "run.json").unlink()
+    with (tmp_path / "trials.jsonl").open("ab") as file:
+        file.write(b"torn")
+    before = (tmp_path / "trials.jsonl").read_bytes()
+    with pytest.raises(BenchmarkError, match="holds records of trials .1. and no run.json, .*give another --out"):
+        RunFolder(tmp_path, {**SETTINGS, "seed": 5})
+    assert (tmp_path / "trials.jsonl").read_bytes() == before and not (tmp_path / "run.json").exists()
+
+
+def test_settings_without_a_record_do_not_bind(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, {**SETTINGS, "seed": 5, "options": {"*": {"bits": 2}}}) as folder:
+        folder.learn("toy", FACTS)
+    (tmp_path / "trials.jsonl").write_bytes(b"torn")
+    with RunFolder(tmp_path, SETTINGS) as folder:
+        assert folder.facts == {} and folder.records == []
+        folder.learn("toy", {**FACTS, "fingerprint": "b"})
+        folder.learn("other", FACTS)
+        folder.add(record(0))
+    assert Results.read(tmp_path).settings["seed"] == 0
+    with RunFolder(tmp_path, SETTINGS) as folder:
+        folder.learn("other", {**FACTS, "fingerprint": "c"})  # no result is of the one that was called so
+    with pytest.raises(BenchmarkError, match="holds a run with seed 0, not 5"):
+        RunFolder(tmp_path, {**SETTINGS, "seed": 5})
+
+
+def test_options_that_json_does_not_have(tmp_path: Path) -> None:
+    tuples, lists = {"*": {"hidden": (8, 4)}}, {"*": {"hidden": [8, 4]}}
+    with RunFolder(tmp_path, {**SETTINGS, "options": tuples}) as folder:
+        folder.learn("toy", FACTS)
+        folder.add(record(0))
+    for same in (tuples, lists):
+        RunFolder(tmp_path, {**SETTINGS, "options": same}).close()
+    for value in (float("nan"), object(), np.arange(3)):
+        with pytest.raises(BenchmarkError, match="options cannot be kept in .*give finite numbers, texts"):
+            RunFolder(tmp_path / "new", {**SETTINGS, "options": {"*": {"x": value}}})
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), object(), np.arange(2), float("-inf")])
+def test_a_record_that_json_does_not_have_is_refused_and_the_rest_is_kept(tmp_path: Path, value: Any) -> None:
+    with RunFolder(tmp_path, SETTINGS) as folder:
+        folder.learn("toy", FACTS)
+        folder.add(record(0))
+        for figures in ({"auc": value}, {"params": {"x": value}}):
+            with pytest.raises(BenchmarkError, match="the record of toy lof 1 cannot be kept: "):
+                folder.add({**record(1), **figures})
+        folder.add(record(2))
+    assert [r["trial"] for r in read_records(tmp_path)] == [0, 2]
+
+
 @pytest.mark.parametrize(("name", "value"), [("seed", 1), ("protocol", "fixed"), ("options", {"*": {"bits": 2}})])
 def test_a_run_of_other_settings_is_refused(tmp_path: Path, name: str, value: Any) -> None:
-    RunFolder(tmp_path, SETTINGS).close()
+    with RunFolder(tmp_path, SETTINGS) as folder:
+        folder.learn("toy", FACTS)
+        folder.add(record(0))
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(BenchmarkError, match=f"holds a run with {name} .*give another --out"):
         RunFolder(tmp_path, {**SETTINGS, name: value})

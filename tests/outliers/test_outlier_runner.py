@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
+from graphlossy.outliers.data import save_npz
 from graphlossy.outliers.runner import BenchmarkError, Observer, Results, benchmark
 from graphlossy.outliers.runner.grid import Trial, label_of, make_grid
 from graphlossy.outliers.runner.limits import Limits, Meter, is_out_of_memory
 from graphlossy.outliers.runner.pool import LocalPool
-from graphlossy.outliers.runner.trial import Loaded, one_line, run_trial
+from graphlossy.outliers.runner.trial import Loaded, new_record, one_line, run_trial
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX processes")
 
@@ -78,6 +79,32 @@ class Hoards(Base):
     def _score(self, graph):
         held = [torch.ones(4_000_000) for _ in range(30 if graph.num_nodes > 32 else 0)]  # 480 MB, bit by bit
         return graph.degrees + len(held)
+
+class Odd(Base):
+    """Says of its training what no record can hold; a number of torch or numpy can be."""
+    name = "odd"
+    def __init__(self, *, said="good", **base):
+        super().__init__(**base)
+        self.said = said
+    def _score(self, graph):
+        import numpy
+        good = torch.tensor(7), numpy.float32(8), (torch.tensor(0.5), 1.0, 2)
+        bad = {"nan": float("nan"), "tensor": torch.ones(3), "text": "much"}.get(self.said)
+        self.saved_bytes_, self.plain_bytes_, self.epoch_seconds_ = good if bad is None else (bad, None, None)
+        if self.said == "seconds":
+            self.epoch_seconds_ = [1.0, float("inf")]
+        return graph.degrees
+
+class Warms(Base):
+    """Takes what a library takes when it is first used, and keeps it; its fit takes next to nothing."""
+    name = "warms"
+    library = []
+    def _score(self, graph):
+        if graph.num_nodes <= 32:
+            self.library.append(torch.ones(50_000_000))  # 200 MB
+            time.sleep(0.5)
+        time.sleep(0.2)
+        return graph.degrees
 
 class Dense(Base):
     name = "dense"
@@ -172,6 +199,40 @@ def test_what_breaks_is_recorded_and_the_grid_goes_on(tmp_path: Path, detectors:
     assert len(lines) == 12 + 3
 
 
+def test_the_warm_up_is_none_of_a_trials_memory(detectors: str) -> None:
+    found = benchmark({"one": small_graph()}, [f"{detectors}:Warms"], 2, progress=False, memory_limit="100MiB")
+    warm = [record for record in found.records if record["method"] == "warms"]
+    assert [(record["status"], record["reason"]) for record in warm] == [("done", None)] * 2
+    assert all(record["seconds"] >= 0.2 and record["peak_bytes"] < 100 * 2**20 for record in warm)
+
+
+def test_a_complete_grid_is_of_the_graphs_that_are_asked_for(tmp_path: Path) -> None:
+    mine, other = tmp_path / "a" / "mine.npz", tmp_path / "b" / "mine.npz"
+    for place, seed in ((mine, 0), (other, 1)):
+        place.parent.mkdir()
+        save_npz(small_graph(seed=seed), place)
+    save_npz(small_graph(80, 2), tmp_path / "second.npz")
+    second, given = str(tmp_path / "second.npz"), {"trials": 1, "progress": False, "out": tmp_path / "run"}
+    first = benchmark([str(mine), second], ["degree"], **given)
+    assert list(first.datasets) == ["mine", "second"]
+    again = benchmark([second, str(mine)], ["degree"], **given)  # nothing is left to run
+    assert list(again.datasets) == ["second", "mine"] and scores_of(again) == scores_of(first)
+    with pytest.raises(BenchmarkError, match="results on mine are of another graph of 60 nodes"):
+        benchmark([str(other), second], ["degree"], **given)
+    other.unlink()
+    with pytest.raises(BenchmarkError, match="mine.npz"):
+        benchmark([second, str(other)], ["degree"], **given)
+
+
+def test_a_mistyped_command_does_not_block_the_right_one(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"methods": ["degree"], "trials": 1, "progress": False, "out": tmp_path / "run"}
+    with pytest.raises(BenchmarkError, match="nosuch"):
+        benchmark(["nosuch"], seed=5, protocol="fixed", **given)
+    assert benchmark({"one": small_graph()}, **given).settings["seed"] == 0
+    with pytest.raises(BenchmarkError, match="holds a run with seed 0, not 5"):
+        benchmark({"one": small_graph()}, seed=5, **given)
+
+
 def test_graphs_that_cannot_be_judged(tmp_path: Path) -> None:
     """One worker survives all of them."""
     equal, lone = small_graph(), small_graph(labels=False)
@@ -230,6 +291,21 @@ def test_a_trial_never_sees_the_labels(detectors: str) -> None:
     assert record["params"] == {"scale": 2} and record["seconds"] > 0 and record["versions"]["torch"]
     late, _ = run_trial(trial, loaded, Limits(seconds=1e-9), lambda: None, lambda *news: None)
     assert late["status"] == "TLE" and late["auc"] is None and late["seconds"] > 0
+
+
+@pytest.mark.parametrize("said", ["nan", "tensor", "text", "seconds"])
+def test_figures_that_no_record_can_hold(detectors: str, said: str) -> None:
+    def run(params: dict[str, Any]) -> dict[str, Any]:
+        trial = Trial("toy", "toy", "odd", "native", 0, 3, params, f"{detectors}:Odd")
+        return run_trial(trial, Loaded(small_graph()), Limits(), lambda: None, lambda *news: None)[0]
+
+    failed, good = run({"said": said}), run({"said": "good"})
+    name = "epoch_seconds_" if said == "seconds" else "saved_bytes_"
+    assert failed["status"] == "failed" and f"ValueError: {name} must be a finite number" in failed["reason"]
+    assert (good["status"], good["saved_bytes"], good["plain_bytes"], good["epoch_seconds"]) == ("done", 7, 8.0, 1.0)
+    assert json.dumps([failed, good], allow_nan=False)
+    unheard = new_record(Trial("toy", "toy", "odd", "native", 0, 3, {"a": float("nan"), "b": torch.ones(1)}), "failed")
+    assert unheard["params"] == {"a": "nan", "b": "tensor([1.])"}
 
 
 def test_limits_and_what_counts_as_no_memory() -> None:

@@ -52,7 +52,7 @@ SPECS: dict[str, Spec] = {
     "guide": _spec("GUIDE", _LAYERS, {"hid_dim": "hid_a"}, _same("hid_s", "alpha")),
     "conad": _spec("CONAD", _LAYERS, _same("weight", "eta", "margin", "r", "m", "k", "f")),
     "cola": _spec("CoLA", _LAYERS),
-    "ocgnn": _spec("OCGNN", _LAYERS, _same("beta", "warmup", "eps")),
+    "ocgnn": _spec("OCGNN", _LAYERS, _same("beta", "eps")),
     "radar": _spec("Radar", _RESIDUAL),
     "anomalous": _spec("ANOMALOUS", _RESIDUAL),
     "scan": _spec("SCAN", _same("eps", "mu")),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphlossy.outliers._checks import Graph, check_number
+from graphlossy.outliers._checks import Graph, check_number, coalesced
 from graphlossy.outliers._deep import DeepDetector
 
 __all__ = ["SampledDetector"]
@@ -51,7 +51,7 @@ class SampledDetector(DeepDetector):
             out = sampler.sample(nodes, int(torch.randint(2**62, ())))
             ids = out.node.to(graph.device)
             edges = torch.stack([out.row, out.col]).to(graph.device, torch.int64)
-            part = Graph(graph.x[ids], edges, len(ids))
+            part = Graph(graph.x[ids], coalesced(edges, len(ids)), len(ids))
             with self._forward():
                 found, loss = self._batch_loss(module, part, len(nodes))
             self._descend(loss, *optimizers)

@@ -132,6 +132,12 @@ class CoLA(SampledDetector):
             raise ValueError("restart must be below 1, got 1: the walks would never leave their targets")
         self.rounds = check_number("rounds", rounds, 1, integer=True)
 
+    @classmethod
+    def search_space(cls, dataset: str) -> dict[str, tuple[Any, ...]]:
+        """The paper's range of step sizes: BOND's weight decay, made for other losses, makes all scores equal."""
+        drawn = {"lr": (0.001, 0.004, 0.01), "weight_decay": (0.0,), "dropout": (0.0,), "epoch": (100,)}
+        return {**super().search_space(dataset), **drawn}
+
     def _build(self, graph: Graph) -> nn.Module:
         needs_two_nodes(graph, self.title)
         if self.context == "walk":

@@ -94,7 +94,8 @@ def augment(graph: Graph, r: float, m: int, k: int, f: float) -> tuple[Graph, Te
         The changed graph, and which nodes were changed, [N] bool. Random by torch's generator.
 
     Example:
-        >>> graph = Graph(torch.rand(100, 4), torch.randint(100, (2, 300)), 100)
+        >>> from graphlossy.outliers._checks import coalesced
+        >>> graph = Graph(torch.rand(100, 4), coalesced(torch.randint(100, (2, 300)), 100), 100)
         >>> augment(graph, 0.0, 5, 5, 10.0)[1].any().item()
         False
     """

@@ -11,7 +11,7 @@ __all__ = ["FeatureNorm"]
 
 
 class FeatureNorm(Detector):
-    """Scores a node by the norm of its features: score_i = ||x_i||_2.
+    """Scores a node by the norm of its features: score_i = ||x_i||_2, over the features that differ between nodes.
 
     Contextual outliers are injected by overwriting x_i with the farthest of k candidate rows, which is mostly a row of
     great norm (Liu et al., VGOD, ICDE 2023, section III), so this alone finds most of them: a row that every table of
@@ -32,7 +32,7 @@ class FeatureNorm(Detector):
     needs, inductive = ("x",), True
 
     def _score(self, graph: Graph) -> Tensor:
-        return graph.x.norm(dim=1)
+        return graph.varying_x.norm(dim=1)
 
     def _score_new(self, graph: Graph) -> Tensor:
         return self._score(graph)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,15 +28,15 @@ class _Sphere(nn.Module):
 class OCGNN(SampledDetector):
     """One-class graph neural network (Wang et al., Neural Computing and Applications 33, 2021, equation 5).
 
-    A graph convolutional network g maps the nodes into a hypersphere of centre c and radius r:
-    loss = r^2 + 1 / (beta N) sum_i max(0, ||g(i) - c||^2 - r^2), plus the weight decay. score_i = ||g(i) - c||^2 - r^2.
-    The centre is the mean of the embeddings and the radius the (1 - beta) quantile of their distances from the last
-    centre; both are set in the first ``warmup`` epochs and stay, which keeps the network from shrinking everything
-    onto a moving centre. Entries of c nearer to 0 than ``eps`` are moved to +-eps.
+    A graph convolutional network g without biases maps the nodes into a hypersphere of centre c and radius r:
+    loss = r^2 + 1 / (beta N) sum_i max(0, ||g(i) - c||^2 - r^2), plus the weight decay. The centre is the mean of the
+    embeddings before training; the radius, after every epoch, the (1 - beta) quantile of the distances from it. Biases
+    would let the network put every node onto c (Ruff et al., Deep One-Class Classification, ICML 2018, section 3.3);
+    for the same reason entries of c nearer to 0 than ``eps`` are moved to +-eps. score_i = ||g(i) - c||^2: the r^2 that
+    the paper subtracts is the same for all nodes.
 
     Args:
         beta: share of the nodes that may lie outside, in (0, 1].
-        warmup: epochs in which c and r are set, at least 1.
         eps: least size of the entries of c.
         batch_size: nodes of a step, 0 for all of them at once.
         num_neighbors: neighbours drawn for a node in each layer, -1 for all; used with ``batch_size``.
@@ -55,38 +56,43 @@ class OCGNN(SampledDetector):
     memory = "O(m + n d)"
     inductive = True
 
-    def __init__(
-        self, *, beta: float = 0.5, warmup: int = 2, eps: float = 0.001, num_layers: int = 2, **options: Any
-    ) -> None:
+    def __init__(self, *, beta: float = 0.5, eps: float = 0.001, num_layers: int = 2, **options: Any) -> None:
         super().__init__(num_layers=num_layers, **options)
         self.beta = float(check_number("beta", beta, 0, 1, open_low=True))
-        self.warmup = check_number("warmup", warmup, 1, integer=True)
         self.eps = float(check_number("eps", eps, 0))
 
     def _build(self, graph: Graph) -> nn.Module:
         width = self.hid_dim
-        network = GCN(graph.num_features, width, width, self.num_layers, self.dropout)
+        network = GCN(graph.num_features, width, width, self.num_layers, self.dropout, bias=False)
         return _Sphere(network, graph.num_features, width)
 
     def _batch_loss(self, module: Any, graph: Graph, count: int) -> tuple[Tensor, Tensor]:
         embedding = module.network(graph.x, graph.gcn_adjacency)[:count]
         distance = (embedding - module.center).square().sum(1)
-        score = distance - module.radius**2
-        loss = module.radius**2 + score.relu().mean() / self.beta
-        if module.training and len(self.losses_) < self.warmup:
-            self._seen.append((embedding.detach(), distance.detach()))
-        return score, loss
+        loss = module.radius**2 + (distance - module.radius**2).relu().mean() / self.beta
+        return distance, loss
 
     def _step(self, module: Any, graph: Graph, optimizers: tuple[torch.optim.Optimizer, ...]) -> tuple[Tensor, float]:
-        self._seen: list[tuple[Tensor, Tensor]] = []  # of each batch: all batches of an epoch share one sphere
-        out = super()._step(module, graph, optimizers)
-        if self._seen:
-            self._move(module, *(torch.cat(parts) for parts in zip(*self._seen, strict=True)))
-            self._seen = []
-        return out
+        if not self.losses_:
+            self._place(module, graph)
+        distance, loss = super()._step(module, graph, optimizers)
+        module.radius = self._radius(distance)
+        return distance, loss
 
-    def _move(self, module: Any, embedding: Tensor, distance: Tensor) -> None:
+    @torch.no_grad()
+    def _place(self, module: Any, graph: Graph) -> None:
+        """The centre, and the radius of the first epoch."""
+        embedding = module.network(graph.x, graph.gcn_adjacency)
         center = embedding.mean(0)
         near = (center.abs() < self.eps) & (center != 0)
         module.center = torch.where(near, center.sign() * self.eps, center)
-        module.radius = torch.quantile(distance.sqrt(), 1 - self.beta)
+        module.radius = self._radius((embedding - module.center).square().sum(1))
+
+    def _radius(self, distance: Tensor) -> Tensor:
+        # numpy's quantile has no limit of size, as torch's has
+        return distance.new_tensor(np.quantile(distance.sqrt().cpu().numpy(), 1 - self.beta))
+
+    @classmethod
+    def search_space(cls, dataset: str) -> dict[str, tuple[Any, ...]]:
+        """As BOND's, with the paper's weight decay: BOND's .01 leaves the embeddings no room (it has no OCGNN)."""
+        return {**super().search_space(dataset), "weight_decay": (5e-4,)}

@@ -107,14 +107,14 @@ class Radar(Detector):
         return square if self.solver == "adam" else square.sqrt()
 
     def _alternate(self, graph: Graph, laplacian: Laplacian) -> Tensor:
-        x = graph.x.double()
+        x = graph.varying_x.double()  # a constant feature leaves no residual, and a large one hides the others'
         features = Features(x)
         ones = x.new_ones(graph.num_nodes)
         residual = laplacian.solve((1 + self.beta) * ones, self.gamma, x)
         weigh_w = ones  # the diagonal of D_W
         for step in range(self.max_iter):
             scale = 1 / (self.alpha * weigh_w).unsqueeze(1)
-            inner = torch.eye(graph.num_features, dtype=torch.float64) + features.transposed_times(scale * x)
+            inner = torch.eye(x.size(1), dtype=torch.float64) + features.transposed_times(scale * x)
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(inner))
             explained = x - residual
             # W = (alpha D_W)^-1 X (I + G)^-1 (X - R)^T; only its row norms are needed.

@@ -11,7 +11,7 @@ from typing import Any
 from graphlossy.core.budget import parse_bytes
 from graphlossy.outliers.runner.bars import GridBars
 from graphlossy.outliers.runner.errors import BenchmarkError
-from graphlossy.outliers.runner.grid import make_grid
+from graphlossy.outliers.runner.grid import Grid, Trial, make_grid
 from graphlossy.outliers.runner.limits import Limits
 from graphlossy.outliers.runner.observer import Observer
 from graphlossy.outliers.runner.pool import LocalPool
@@ -167,11 +167,12 @@ def benchmark(
         folder = stack.enter_context(RunFolder(None if out is None else Path(out), settings))
         there = {key_of(r) for r in latest(folder.records) if r["status"] not in retry}
         left = [trial for trial in grid.trials if trial.key not in there]
-        wanted = {trial.dataset: trial.source for trial in left}
-        for label, facts in pool.probe(wanted).items():
-            folder.learn(label, facts)
+        # All of them: records that are there already may be of another graph of that name.
+        probed = pool.probe(_probing_order(grid, left))
+        for label in grid.sources:
+            folder.learn(label, probed[label])
         observer = stack.enter_context(_observed(progress))
-        used = {label: folder.facts[label] for label in grid.sources if label in folder.facts}
+        used = {label: folder.facts[label] for label in grid.sources}
         observer.started(left, len(grid.trials) - len(left), used)
         for record, scores in pool.run(left, observer):
             folder.add(record, scores if save_scores else None)
@@ -179,6 +180,13 @@ def benchmark(
         found = {key_of(record): record for record in folder.records}
         records = [found[trial.key] for trial in grid.trials]
         return Results(records, {**folder.settings, "datasets": used}, folder.path)
+
+
+def _probing_order(grid: Grid, left: Sequence[Trial]) -> dict[str, str]:
+    """Sources by label, backwards: a process keeps the data that it loaded last, and its first trial needs them."""
+    needed = dict.fromkeys(trial.dataset for trial in left)
+    order = [label for label in grid.sources if label not in needed] + list(needed)[::-1]
+    return {label: grid.sources[label] for label in order}
 
 
 @contextlib.contextmanager

@@ -10,9 +10,17 @@ from typing import Any
 
 from graphlossy.outliers.protocol import PROTOCOLS, derive_seed, trial_count, trial_params
 from graphlossy.outliers.runner.errors import BenchmarkError
-from graphlossy.outliers.runner.methods import LEAK_ROWS, Method, accepted_options, find_method, registry
+from graphlossy.outliers.runner.methods import (
+    LEAK_ROWS,
+    Method,
+    accepted_options,
+    check_options,
+    find_method,
+    own_name,
+    registry,
+)
 
-__all__ = ["Grid", "Trial", "label_of", "make_grid"]
+__all__ = ["Grid", "Trial", "check_engine", "label_of", "make_grid"]
 
 Key = tuple[str, str, str, int]
 _ENDINGS = re.compile(r"(\.pt\.zip|\.pt|\.npz|\.zip)$", re.IGNORECASE)
@@ -83,7 +91,7 @@ def make_grid(
 ) -> Grid:
     """Every trial, in the order it is run: data sets outside, then methods, then trials.
 
-    The rows that need no model (degree, feature norm, their maximum rank, random scores) are in every grid.
+    The rows that need no model (degree, feature norm, their maximum rank, copies, random scores) are in every grid.
 
     Args:
         datasets: names or paths.
@@ -140,7 +148,7 @@ def _rows(methods: Sequence[str | type] | None, engines: Sequence[str]) -> list[
         raise BenchmarkError("no engine is given; native is always there")
     rows: dict[tuple[str, str], tuple[Method, str]] = {}
     for engine in engines:
-        _check_engine(engine)
+        check_engine(engine)
         wanted: Sequence[str | type] | None = methods
         if wanted is None:
             wanted = [name for name in _all_of(engine) if name not in LEAK_ROWS]
@@ -156,7 +164,8 @@ def _rows(methods: Sequence[str | type] | None, engines: Sequence[str]) -> list[
     return list(rows.values())
 
 
-def _check_engine(engine: str) -> None:
+def check_engine(engine: str) -> None:
+    """Raises BenchmarkError for an engine that is unknown or not installed."""
     if engine == "native":
         return
     from graphlossy.outliers import engines
@@ -181,7 +190,9 @@ def _overrules(rows: Sequence[tuple[Method, str]], options: dict[str, Any]) -> d
     for name, values in options.items():
         if not isinstance(values, Mapping):
             raise BenchmarkError(f"options[{name!r}] must be a dictionary of constructor arguments, got {values!r}")
+        check_options(values)
     known = {method.name for method, _ in rows}
+    options = {name if name in known or name == "*" else own_name(name): values for name, values in options.items()}
     unknown = [name for name in options if name != "*" and name not in known]
     if unknown:
         raise BenchmarkError(f"options are given for {', '.join(unknown)}, which this grid does not have")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from graphlossy.outliers.runner.errors import BenchmarkError
 
-__all__ = ["LEAK_ROWS", "Method", "accepted_options", "find_method", "import_class", "registry"]
+__all__ = [
+    "LEAK_ROWS", "Method", "accepted_options", "check_options", "find_method", "import_class", "own_name", "registry",
+]  # fmt: skip
 
 # Need no model: what a method must beat to have shown anything.
 LEAK_ROWS = ("degree", "norm", "maxrank", "copies", "random")
@@ -55,6 +59,8 @@ def find_method(method: str | type, engine: str = "native") -> Method:
     Raises:
         BenchmarkError: there is no such method, or no worker could import it.
     """
+    if not isinstance(method, (str, type)):
+        raise BenchmarkError(f"a method is a key, 'package.module:Class' or a class, got {method!r}")
     if isinstance(method, type):
         if method.__module__ == "__main__" or "<locals>" in method.__qualname__:
             raise BenchmarkError(
@@ -70,7 +76,7 @@ def find_method(method: str | type, engine: str = "native") -> Method:
             raise BenchmarkError(f"{method} has the name of a method of graphlossy, {cls.name!r}; give it another")
         return Method(cls.name, getattr(cls, "title", cls.name), method, cls)
     known = registry()
-    name = _own_name(method)
+    name = own_name(method)
     if engine != "native":
         from graphlossy.outliers import engines
 
@@ -118,10 +124,19 @@ def accepted_options(cls: Any) -> set[str] | None:
         names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break  # nothing is passed on
-    return names
+    return names - {"seed"}  # which the run derives for each trial
 
 
-def _own_name(method: str) -> str:
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises BenchmarkError for an option that no method may be given, or a value that a record could not hold."""
+    for name, value in options.items():
+        if name == "seed":
+            raise BenchmarkError("seed is no option of a method; give the seed of the run (--seed, in Python seed=)")
+        if not isinstance(value, (str, int, float, type(None))) or value != value or value in (math.inf, -math.inf):
+            raise BenchmarkError(f"option {name} must be a finite number, a text, true, false or null; got {value!r}")
+
+
+def own_name(method: str) -> str:
     """The registry's key for a key, a title or a usual alias; the text itself, in lower case, where it has none."""
     from graphlossy.outliers.methods import _registry_name
 

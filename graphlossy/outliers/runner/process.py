@@ -41,6 +41,7 @@ class Worker:
         self.task: tuple[Any, ...] | None = None
         self._ready = False
         self._begin: float | None = None  # when the clock of the fit starts
+        self._warming = False  # imports and kernels are loaded, whose memory is none of the trial's
         self._base = self._peak = 0
         self._log = tempfile.TemporaryFile()
         self._killed_before = kills_by_the_system()
@@ -68,7 +69,7 @@ class Worker:
     def ask(self, *task: Any) -> None:
         """Gives it a task: ``"probe", label, source`` or ``"trial", Trial``."""
         self.task = task
-        self._begin, self._base, self._peak = None, 0, 0
+        self._begin, self._warming, self._base, self._peak = None, False, 0, 0
         try:
             self.connection.send(task)
         except OSError:  # it is gone; `hear` will tell
@@ -88,7 +89,8 @@ class Worker:
             self._ready = True
             return None
         if message[0] == "started":
-            self._begin, self._base = time.monotonic() + message[2], message[1]
+            self._begin, self._warming = time.monotonic() + message[2], message[2] > 0
+            self._base, self._peak = message[1], 0
             return message
         if message[0] in ("facts", "refused", "record"):
             self.task = None
@@ -101,7 +103,7 @@ class Worker:
         waits = []
         if self.limits.seconds is not None:
             waits.append(max(0.0, self._begin + self.limits.seconds - time.monotonic()))
-        if self.limits.memory is not None:
+        if self.limits.memory is not None and not self._warming:
             waits.append(0.05)
         return min(waits, default=None)
 
@@ -111,7 +113,7 @@ class Worker:
             return None
         trial = self.task[1]  # the clock runs in trials only
         elapsed = time.monotonic() - self._begin
-        if self.limits.memory is not None:
+        if self.limits.memory is not None and not self._warming:
             self._peak = max(self._peak, resident_of(self.process.pid) - self._base)
             if self._peak > self.limits.memory:
                 said = f"took {format_bytes(self._peak)}, the limit is {format_bytes(self.limits.memory)}"

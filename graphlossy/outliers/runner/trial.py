@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import time
 import traceback
@@ -16,7 +17,7 @@ from graphlossy.outliers.runner.grid import Trial
 from graphlossy.outliers.runner.limits import Limits, Meter, address_limit, is_out_of_memory
 from graphlossy.outliers.runner.methods import accepted_options, find_method, import_class
 
-__all__ = ["Loaded", "load_source", "new_record", "one_line", "run_trial", "warm_up"]
+__all__ = ["Loaded", "load_source", "new_record", "one_line", "run_trial", "shown", "warm_up"]
 
 Record = dict[str, Any]
 _EMPTY: Record = {
@@ -189,6 +190,20 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}{where}"
 
 
+def shown(value: Any) -> str:
+    """A value as it may stand in a line of an error.
+
+    Example:
+        >>> shown([1, 2]), shown("a" * 100)[-8:]
+        ('[1, 2]', 'aaaaa...')
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of too many digits, or a class whose own repr fails
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
 def _make(trial: Trial, params: Record) -> Any:
     if trial.target:
         return import_class(trial.target)(**params, seed=trial.seed)
@@ -219,12 +234,30 @@ def _seed_everything(seed: int) -> None:
 
 def _of_training(detector: Any) -> Record:
     """What a detector that was trained tells of its training."""
-    found = {name: getattr(detector, f"{name}_", None) for name in ("saved_bytes", "plain_bytes")}
-    seconds = sorted(getattr(detector, "epoch_seconds_", None) or [])
+    found = {name: _figure(f"{name}_", getattr(detector, f"{name}_", None)) for name in ("saved_bytes", "plain_bytes")}
+    epochs = getattr(detector, "epoch_seconds_", None)
+    told = [_figure("epoch_seconds_", value) for value in ([] if epochs is None else epochs)]
+    seconds = sorted(value for value in told if value is not None)
     return {**found, "epoch_seconds": seconds[len(seconds) // 2] if seconds else None}
 
 
+def _figure(name: str, value: Any) -> int | float | None:
+    """A number that a record can hold, of what may be one of numpy or torch."""
+    if value is None:
+        return None
+    try:
+        found = value.item() if hasattr(value, "item") else value
+        if isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found):
+            return found
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # of several elements, or not of this kind at all
+        pass
+    raise ValueError(f"{name} must be a finite number or None, got {shown(value)}")
+
+
 def _plain(value: Any) -> Any:
+    """A parameter as a record holds it: what JSON does not have becomes its text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
