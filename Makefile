@@ -42,8 +42,8 @@ frameworks: $(VENV)/.installed-test ## test inside RecBole, FuxiCTR, PyGOD, PyOD
 	  > "$$($(VENV)/frameworks/bin/python -c '$(PURELIB)')/tests.pth"
 	$(VENV)/frameworks/bin/python -m pip --disable-pip-version-check install --no-input --quiet $(PIP_FLAGS) --no-deps \
 	  -r tests/frameworks.txt
-	OMP_NUM_THREADS=1 $(VENV)/frameworks/bin/python -m pytest $(ARGS) tests/recsys/test_framework_*.py \
-	  tests/outliers/test_engines*.py tests/outliers/test_outlier_ray.py
+	OMP_NUM_THREADS=1 $(VENV)/frameworks/bin/python -m pytest $(ARGS) tests/recsys/test_framework_*.py
+	OMP_NUM_THREADS=1 $(VENV)/frameworks/bin/python -m pytest $(ARGS) tests/outliers/test_engines*.py tests/outliers/test_outlier_ray.py
 
 gpu-check: $(VENV)/.installed-test ## on a machine with a GPU: kernel parity, then the GPU benchmarks
 	$(BIN)/python -m graphlossy
