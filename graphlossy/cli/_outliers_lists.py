@@ -9,16 +9,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from graphlossy.cli._outliers_options import with_root
+from graphlossy.cli._options import with_json, with_root
 
 __all__ = ["datasets_command", "methods_command"]
-
-WITH_JSON = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 
 
 @click.command(name="datasets", short_help="What there is, and whether it is here.")
 @with_root
-@WITH_JSON
+@with_json
 def datasets_command(root: Path | None, as_json: bool) -> None:
     """List the data sets that are known by name, and where they were found.
 
@@ -45,7 +43,7 @@ def datasets_command(root: Path | None, as_json: bool) -> None:
 
 
 @click.command(name="methods", short_help="All methods: memory, seed, engines.")
-@WITH_JSON
+@with_json
 def methods_command(as_json: bool) -> None:
     """List the methods: what they take of memory, whether they draw at random, and which engines have them.
 

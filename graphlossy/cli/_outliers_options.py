@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["jobs_of", "names_of", "options_of", "path_of", "statuses_of", "with_root"]
+__all__ = ["jobs_of", "names_of", "options_of", "statuses_of"]
 
 
 def names_of(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
@@ -21,13 +19,6 @@ def names_of(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     if not names:
         raise click.BadParameter(f"expected names with commas between them, got {value!r}")
     return names
-
-
-def path_of(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
-    """A path that can be one."""
-    if value is not None and (not value or "\0" in value):
-        raise click.BadParameter(f"expected the name of a file or folder, got {value!r}")
-    return None if value is None else Path(value)
 
 
 def jobs_of(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
@@ -62,12 +53,6 @@ def options_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
             raise click.BadParameter(f"expected NAME=VALUE or METHOD.NAME=VALUE, got {text!r}")
         found.setdefault(method if dot else "*", {})[option] = _value(value.strip())
     return found
-
-
-def with_root(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds ``--root``."""
-    text = "Folder of the data sets.  [default: $GRAPHLOSSY_DATA or ~/.cache/graphlossy]"
-    return click.option("--root", callback=path_of, metavar="FOLDER", help=text)(function)
 
 
 def _value(text: str) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from graphlossy.cli._errors import user_errors
-from graphlossy.cli._outliers_options import names_of, path_of
+from graphlossy.cli._options import path_of
+from graphlossy.cli._outliers_options import names_of
 
 __all__ = ["compare_command", "report_command", "table_command", "write_report"]
 

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from graphlossy.cli._errors import user_errors
-from graphlossy.cli._outliers_options import options_of, path_of, with_root
+from graphlossy.cli._options import path_of, with_root
+from graphlossy.cli._outliers_options import options_of
 
 __all__ = ["score_command"]
 

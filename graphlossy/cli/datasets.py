@@ -22,6 +22,7 @@ from graphlossy.cli._dataset_tables import (
     show_statistics,
 )
 from graphlossy.cli._errors import user_errors
+from graphlossy.cli._options import path_of, with_json, with_root
 from graphlossy.cli._subcommands import CommandGroup
 from graphlossy.datasets import DatasetError, Entry, catalogue, load, prepare, statistics, verify
 from graphlossy.datasets._catalogue import catalogue_entry, locate, quick, stand_in, way
@@ -29,17 +30,6 @@ from graphlossy.datasets._statistics import degree_counts
 from graphlossy.datasets._verify import known_name
 
 __all__ = ["command"]
-
-
-def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
-    if value is not None and (not value or "\0" in value):
-        raise click.BadParameter(f"expected the name of a file or folder, got {value!r}")
-    return None if value is None else Path(value)
-
-
-def _with_root(function: Callable[..., Any]) -> Callable[..., Any]:
-    text = "Folder of the data sets.  [default: $GRAPHLOSSY_DATA or ~/.cache/graphlossy]"
-    return click.option("--root", callback=_path, metavar="FOLDER", help=text)(function)
 
 
 def _with_scale_and_seed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,10 +42,6 @@ def _with_scale_and_seed(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     text = "Of generated graphs: share of the original's nodes, such as 0.1.  [default: 1; synth-papers100M 0.001]"
     return click.option("--scale", type=float, metavar="SHARE", help=text)(seed(function))
-
-
-def _with_json(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")(function)
 
 
 @click.group(name="datasets", cls=CommandGroup, invoke_without_command=True)
@@ -76,8 +62,8 @@ def command(ctx: click.Context) -> None:
 
 
 @command.command(name="list", short_help="All that is known by name, and whether it is here.")
-@_with_root
-@_with_json
+@with_root
+@with_json
 def list_command(root: Path | None, as_json: bool) -> None:
     """Every data set that is known by name: sizes, metric, licence, and whether it is here.
 
@@ -101,11 +87,11 @@ def list_command(root: Path | None, as_json: bool) -> None:
 
 @command.command(name="info", short_help="Sizes, licence, degrees, homophily, classes.")
 @click.argument("name", metavar="NAME|FILE|FOLDER")
-@_with_root
+@with_root
 @click.option("--get", is_flag=True, help="Download, build or generate the data set first, if it is not here.")
 @_with_scale_and_seed
-@click.option("--picture", callback=_path, metavar="FILE", help="Draw the degree distribution: .png, .svg, .pdf ...")
-@_with_json
+@click.option("--picture", callback=path_of, metavar="FILE", help="Draw the degree distribution: .png, .svg, .pdf ...")
+@with_json
 def info_command(
     name: str, root: Path | None, get: bool, scale: float | None, seed: int, picture: Path | None, as_json: bool
 ) -> None:
@@ -154,9 +140,9 @@ def info_command(
 
 @command.command(name="prepare", short_help="Download, build or generate a data set, once.")
 @click.argument("name")
-@_with_root
+@with_root
 @_with_scale_and_seed
-@_with_json
+@with_json
 def prepare_command(name: str, root: Path | None, scale: float | None, seed: int, as_json: bool) -> None:
     """Download, build or generate a data set, once, and print where it is.
 
@@ -181,10 +167,10 @@ def prepare_command(name: str, root: Path | None, scale: float | None, seed: int
 
 @command.command(name="verify", short_help="Compare checksums, and check every value.")
 @click.argument("name", metavar="NAME|FILE|FOLDER")
-@_with_root
+@with_root
 @click.option("--files-only", is_flag=True, help="Do not read the data, only compare sizes and checksums.")
 @_with_scale_and_seed
-@_with_json
+@with_json
 @click.pass_context
 def verify_command(
     ctx: click.Context, name: str, root: Path | None, files_only: bool, scale: float | None, seed: int, as_json: bool

@@ -10,8 +10,9 @@ import click
 from rich.console import Console
 
 from graphlossy.cli._errors import user_errors
+from graphlossy.cli._options import path_of, with_root
 from graphlossy.cli._outliers_lists import datasets_command, methods_command
-from graphlossy.cli._outliers_options import jobs_of, names_of, options_of, path_of, statuses_of, with_root
+from graphlossy.cli._outliers_options import jobs_of, names_of, options_of, statuses_of
 from graphlossy.cli._outliers_results import compare_command, report_command, table_command, write_report
 from graphlossy.cli._outliers_score import score_command
 from graphlossy.cli._subcommands import CommandGroup

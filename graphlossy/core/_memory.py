@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["release_free_memory", "reset_peak", "resident", "trim"]
+__all__ = ["max_resident", "release_free_memory", "reset_peak", "resident", "trim"]
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -63,3 +64,13 @@ def resident(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"{_STATUS} has no field {field}")
+
+
+def max_resident() -> int:
+    """The highest resident set of this process so far, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # not POSIX
+        return 0
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else found * 1024

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-import sys
 
 import torch
 
-from graphlossy.core._memory import reset_peak, resident, trim
+from graphlossy.core._memory import max_resident, reset_peak, resident, trim
 
 __all__ = ["PeakMeter"]
 
@@ -41,7 +40,7 @@ class PeakMeter:
         elif reset_peak():
             self.kind, self._base = "resident", resident("VmRSS")
         else:
-            self.kind, self._base = "process", _maxrss()
+            self.kind, self._base = "process", max_resident()
 
     def start(self) -> None:
         """The peak is taken from now on; the base stays what it was."""
@@ -58,13 +57,4 @@ class PeakMeter:
             return max(0, torch.cuda.max_memory_allocated(self.device) - self._base)
         if self.kind == "resident":
             return max(0, resident("VmHWM") - self._base)
-        return _maxrss() - self._base or None
-
-
-def _maxrss() -> int:
-    try:
-        import resource
-    except ImportError:  # not POSIX
-        return 0
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else found * 1024
+        return max_resident() - self._base or None

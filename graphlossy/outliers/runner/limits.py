@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphlossy.core._memory import reset_peak, resident, trim
+from graphlossy.core._memory import max_resident, reset_peak, resident, trim
 from graphlossy.core.budget import format_bytes
 
 __all__ = ["Limits", "Meter", "address_limit", "is_out_of_memory", "kills_by_the_system", "offer_first", "resident_of"]
@@ -89,7 +89,7 @@ class Meter:
             self._base = torch.cuda.memory_allocated(self._cuda)
             return
         self._linux = reset_peak()
-        self._base = resident("VmRSS") if self._linux else _max_resident()
+        self._base = resident("VmRSS") if self._linux else max_resident()
 
     def read(self) -> int | None:
         """Bytes; None where the system does not tell."""
@@ -100,7 +100,7 @@ class Meter:
             return max(0, torch.cuda.max_memory_allocated(self._cuda) - self._base)
         if self._linux:
             return max(0, resident("VmHWM") - self._base)
-        return _max_resident() - self._base or None
+        return max_resident() - self._base or None
 
 
 @contextmanager
@@ -157,12 +157,3 @@ def offer_first() -> None:
     """Where memory runs out, the kernel is to end this process rather than the one that writes the results."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _max_resident() -> int:
-    try:
-        import resource
-    except ImportError:  # not POSIX
-        return 0
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else found * 1024
