@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 from benchmarks import _outliers, _report
+from benchmarks._outlier_studies import picture
 
 __all__ = ["bars", "main", "slopes"]
 
 EXAMPLES = """\
   python -m benchmarks.outliers_scaling                                  hours on one core, 20 GB of memory
   python -m benchmarks.outliers_scaling --methods dominant --engines native,pygod --sizes 1000,10000
+  python -m benchmarks.outliers_scaling --picture docs/outliers_scaling.png
   python -m benchmarks.outliers_scaling --tiny --out /tmp/scaling.json
 
 Every cell is a process of its own on a generated graph (`synth_N`: 64 features, 5 neighbours a node) and fits once,
@@ -108,6 +112,7 @@ def _options(argv: list[str] | None) -> Any:
     made.add_argument("--methods", help="comma-separated (default: all)")
     made.add_argument("--engines", help="comma-separated (default: native and what is installed)")
     made.add_argument("--sizes", help=f"comma-separated numbers of nodes (default: {','.join(map(str, SIZES))})")
+    made.add_argument("--picture", type=Path, help="draw what --out holds to this file, and run nothing")
     args = made.parse_args(argv)
     args.methods = _outliers.method_list(made, args.methods, engines.METHODS["native"])
     have = [name for name, version in engines.available().items() if version is not None]
@@ -124,6 +129,11 @@ def main(argv: list[str] | None = None) -> None:
     from graphlossy.outliers import engines
 
     args = _options(argv)
+    if args.picture:
+        if not args.out.exists():
+            raise SystemExit(f"benchmarks: {args.out} is not there: run this without --picture first")
+        picture(json.loads(args.out.read_text()), args.picture)
+        return
     settings = {"epochs": EPOCHS, "threads": 1, "time_limit": args.time_limit, "memory_limit": args.memory_limit}
     data = _report.header("outliers_scaling", settings)
     data["cells"] = _report.earlier(args.out, dict(data), args.fresh).get("cells", [])

@@ -128,8 +128,8 @@ def main(argv: list[str] | None = None) -> None:
         _outliers.run(args, [dataset], [m for m in args.methods if m not in long], args.trials, **run)
         save([])
     twice = {"protocol": "bond", "out": second, "options": options}
-    again = _outliers.run(args, args.datasets, args.methods, max(1, args.again), **twice).records
-    save(same_scores(Results.read(args.folder).records, again))
+    _outliers.run(args, args.datasets, args.methods, max(1, args.again), **twice)
+    save(same_scores(Results.read(args.folder).records, Results.read(second).records))
     print(Results.read(args.folder).table())
     print(f"{data['again']['same']} of {data['again']['trials']} trials had the same scores when they were run again")
     _report.print_bars(data["bars"])

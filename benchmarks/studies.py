@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _report
+from benchmarks import _outlier_studies, _report
 from benchmarks.readme import replace
 from benchmarks.recsys_methods import METHODS
 from benchmarks.table import bars_table, markdown
@@ -24,6 +24,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "studies.md"
 NAMES = (
     "sparsify", "sparsify_speed", "sparsify_accuracy", "sampler", "papers_memory", "combined", "largest", "gradients",
     "recsys_methods", "recsys_speed", "recsys_memory",
+    "outliers_table", "outliers_peers", "outliers_scaling", "outliers_compressed",
 )  # fmt: skip
 
 
@@ -216,7 +217,11 @@ def _recsys_memory(data: dict[str, Any]) -> Iterator[str]:
     yield markdown(["training 5 million rows of 64", "table", "peak"], rows)
 
 
-_TABLES = {name: globals()[f"_{name}"] for name in NAMES}
+_TABLES = {name: globals()[f"_{name}"] for name in NAMES if not name.startswith("outliers_")}
+_TABLES |= {
+    "outliers_table": _outlier_studies.table, "outliers_peers": _outlier_studies.peers,
+    "outliers_scaling": _outlier_studies.scaling, "outliers_compressed": _outlier_studies.compressed,
+}  # fmt: skip
 
 
 def page(text: str) -> str:

@@ -69,8 +69,8 @@ class DeepDetector(Detector):
     Attributes:
         losses_: the loss of each epoch, floats.
         epoch_seconds_: the seconds of each epoch, floats.
-        saved_bytes_: bytes that one forward pass keeps for its backward pass (of the last epoch with ``bits``, the
-            first without).
+        saved_bytes_: bytes that the largest forward pass of an epoch keeps for its backward pass (of the last epoch
+            with ``bits``, the first without).
         plain_bytes_: bytes that it keeps without compression.
         model_: the trained module.
     """
@@ -186,8 +186,9 @@ class DeepDetector(Detector):
 
     def _count(self) -> None:
         if self._ledgers:
-            self.saved_bytes_ = sum(ledger.saved_bytes for ledger in self._ledgers)
-            self.plain_bytes_ = sum(ledger.plain_bytes for ledger in self._ledgers)
+            # Each pass is freed by its backward pass before the next one starts: the largest is what is held at a time.
+            largest = max(self._ledgers, key=lambda ledger: ledger.plain_bytes)
+            self.saved_bytes_, self.plain_bytes_ = largest.saved_bytes, largest.plain_bytes
         self._counted, self._ledgers = True, []
 
     def _score_new(self, graph: Graph) -> Tensor:

@@ -134,4 +134,5 @@ def _edges_of(adj_t: Tensor, path: Path) -> Tensor:
 def _line(error: Exception) -> str:
     """What was wrong, in one line, without torch's advice to read the file unsafely."""
     reason = re.search(r"WeightsUnpickler error: *([^\n]+)", str(error))
-    return (reason[1] if reason else (str(error).splitlines() or [type(error).__name__])[0]).strip().rstrip(".")
+    line = (reason[1] if reason else (str(error).splitlines() or [""])[0]).strip().rstrip(".")
+    return line if " " in line else "torch.save did not write it"  # a byte or a name that the unpickler stumbled over

@@ -1,8 +1,8 @@
 """How badly a graph is rebuilt from node embeddings, row by row: ||a_i - s_i||^2 without the N x N matrices.
 
-a_i is row i of the adjacency matrix A and s_i the same row of its reconstruction. DOMINANT (Ding et al., SDM 2019,
-equation 6) rebuilds S = Z Z^T, and every library makes both N x N matrices for it: 80 GB for 100,000 nodes. The row's
-squared error needs neither,
+a_i is row i of the adjacency matrix A and s_i the same row of its reconstruction. DOMINANT (Ding et al., SDM 2019)
+rebuilds S = Z Z^T in PyGOD and in BOND's figures, its paper writes a sigmoid around that; every library makes both
+N x N matrices for it: 80 GB for 100,000 nodes. The row's squared error of the plain product needs neither,
 
     ||a_i - Z z_i||^2 = deg_i - 2 z_i . (A Z)_i + z_i^T (Z^T Z) z_i,                     O(E d + N d^2),
 

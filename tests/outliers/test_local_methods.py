@@ -181,6 +181,13 @@ def test_reproducible(cls: type, options: dict[str, object], more: dict[str, obj
         assert 0 < one.saved_bytes_ == one.plain_bytes_
 
 
+def test_saved_bytes_are_those_of_one_batch() -> None:
+    """What a batch saves is freed before the next one: four batches keep no more at a time than one."""
+    given = {"epoch": 2, "hid_dim": 16, "rounds": 1, "seed": 0}
+    whole, quarter = (CoLA(batch_size=size, **given).fit(communities(800)) for size in (800, 200))
+    assert 0.2 * whole.saved_bytes_ < quarter.saved_bytes_ < 0.4 * whole.saved_bytes_
+
+
 @pytest.mark.parametrize(
     ("cls", "options"), [entry for entry in METHODS if entry != (CoLA, {"rounds": 3, "batch_size": 59})]
 )

@@ -219,6 +219,11 @@ def test_a_complete_grid_is_of_the_graphs_that_are_asked_for(tmp_path: Path) -> 
     assert list(again.datasets) == ["second", "mine"] and scores_of(again) == scores_of(first)
     with pytest.raises(BenchmarkError, match="results on mine are of another graph of 60 nodes"):
         benchmark([str(other), second], ["degree"], **given)
+    kinds = small_graph(seed=0)
+    kinds.y, kinds.typed = kinds.y * 2, True  # the same outliers, of another type
+    save_npz(kinds, other)
+    with pytest.raises(BenchmarkError, match="results on mine are of another graph of 60 nodes"):
+        benchmark([str(other), second], ["degree"], **given)
     other.unlink()
     with pytest.raises(BenchmarkError, match="mine.npz"):
         benchmark([second, str(other)], ["degree"], **given)
@@ -265,6 +270,9 @@ def test_graphs_that_cannot_be_judged(tmp_path: Path) -> None:
         ({"retry": ["done"]}, "retry may hold failed, TLE, OOM; got 'done'"),
         ({"datasets": {"a": None}, "jobs": "ray"}, "graphs in memory are on this machine only"),
         ({"datasets": {"a/b": None}}, "a data set cannot be called 'a/b'"),
+        ({"datasets": small_graph()}, r"or a dictionary that names each graph, .*; got Data"),
+        ({"datasets": [small_graph()]}, r"datasets must be names or paths, .*; got list"),
+        ({"datasets": []}, "no data set is given"),
     ],
 )
 def test_requests_that_are_refused(given: dict[str, Any], said: str) -> None:

@@ -115,6 +115,11 @@ class AnomalyDAE(DeepDetector):
         return score, score.mean()
 
     @classmethod
+    def fixed(cls, dataset: str) -> dict[str, Any]:
+        """Our 100 epochs for every engine: PyGOD's own default is 5, which trains next to nothing."""
+        return {"epoch": 100}
+
+    @classmethod
     def search_space(cls, dataset: str) -> dict[str, tuple[Any, ...]]:
         drawn = {"alpha": (0.8, 0.5, 0.2), "theta": (10.0, 40.0, 90.0), "eta": (3.0, 5.0, 8.0)}
         return {**super().search_space(dataset), **drawn}

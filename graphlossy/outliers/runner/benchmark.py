@@ -105,7 +105,7 @@ def benchmark(
     Args:
         datasets: names (``graphlossy outliers datasets``) or paths; or a dictionary of names and PyG ``Data``.
         methods: keys (``graphlossy outliers methods``), ``"package.module:Class"``, or classes; None: all. The rows
-            that need no model (degree, feature norm, their maximum rank, random) are always added.
+            that need no model (degree, feature norm, their maximum rank, copies, random) are always added.
         trials: of each method on each data set; one of what is deterministic.
         protocol: ``"bond"``: hyper-parameters drawn anew in every trial; ``"fixed"``: the published defaults.
         seed: of the whole run.
@@ -213,6 +213,11 @@ def _as_sources(datasets: Sequence[str] | Mapping[str, Any] | str) -> Iterator[l
                 save_npz(data, Path(folder) / f"{name}.npz")
             yield [str(Path(folder) / f"{name}.npz") for name in datasets]
     else:
+        if hasattr(datasets, "edge_index") or not all(isinstance(source, (str, Path)) for source in datasets):
+            raise BenchmarkError(
+                'datasets must be names or paths, such as ["inj_wordnet"], or a dictionary that names each graph, such '
+                f'as {{"mine": data}}; got {type(datasets).__name__}'
+            )
         yield [str(source) for source in datasets]
 
 

@@ -78,7 +78,7 @@ class Loaded:
     def _facts(self, note: Any) -> Record:
         x, edges, labels = self.graph.x, self.graph.edge_index, self.labels
         digest = hashlib.sha256()
-        for tensor in (x, edges, labels):
+        for tensor in (x, edges, labels, *self.types.values()):
             if tensor is not None:
                 digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
