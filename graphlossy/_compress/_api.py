@@ -9,9 +9,11 @@ from types import FrameType, TracebackType
 from typing import Any, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from graphlossy._compress._bits import BitPolicy, BudgetPolicy, UniformPolicy
+from graphlossy._compress._cross_entropy import LossRouter
+from graphlossy._compress._intercept import Interceptor, RowSampler
 from graphlossy._compress._modules import ModuleStack, is_compiled
 from graphlossy._compress._peak import PeakMeter
 from graphlossy._compress._route import EdgeCache, Router
@@ -19,20 +21,28 @@ from graphlossy._compress._session import Session
 from graphlossy.core.budget import parse_bytes
 from graphlossy.core.ledger import Ledger
 
-__all__ = ["compress", "load_switch_state", "restore", "switch_state"]
+__all__ = ["Settings", "compress", "load_switch_state", "restore", "switch_on", "switch_state"]
 
 _BITS = (1, 2, 3, 4, 8)
 
 
-class _Settings:
+class Settings:
     """What one call of ``compress`` asked for; shared by all its forward passes. Copies start afresh."""
 
-    def __init__(self, bits: int | None, budget: int | str | None, route: bool, seed: int | None) -> None:
+    def __init__(
+        self,
+        bits: int | None,
+        budget: int | str | None,
+        route: bool,
+        seed: int | None,
+        recompute: bool,
+        rows: RowSampler | None = None,
+    ) -> None:
         if budget is not None and bits is not None and bits != 2:
             raise ValueError(f"give bits or budget, not both (got bits={bits!r}, budget={budget!r})")
         if bits is not None and (isinstance(bits, bool) or bits not in _BITS):
             raise ValueError(f"bits must be one of {_BITS}, or None to count without compressing; got {bits!r}")
-        self._given = (None if budget is not None else bits, budget, route, seed)
+        self._given = (None if budget is not None else bits, budget, route, seed, recompute, rows)
         self.policy: BitPolicy | None
         if budget is not None:
             size = parse_bytes(budget)
@@ -42,19 +52,22 @@ class _Settings:
         else:
             self.policy = None if bits is None else UniformPolicy(bits)
         self.router = Router(EdgeCache()) if route and self.policy is not None else None
-        self.seed = seed
+        self.seed, self.recompute, self.rows = seed, recompute, rows
         self.passes = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Settings, self._given
+        return Settings, self._given
 
     def session(
-        self, ledger: Ledger, root: nn.Module | None, is_over: Callable[[], bool]
+        self, ledger: Ledger, root: nn.Module | None, is_over: Callable[[], bool], ids: Tensor | None = None
     ) -> tuple[ModuleStack, Session]:
         modules = ModuleStack(root, self.router, is_over)
         seed = _peek_seed() if self.seed is None else self.seed + self.passes
         self.passes += 1
-        return modules, Session(self.policy, ledger, modules, seed, is_over)
+        interceptors: list[Interceptor] = [LossRouter()] if self.recompute else []
+        if self.rows is not None:
+            interceptors.append(self.rows.begin_pass(ids))
+        return modules, Session(self.policy, ledger, modules, seed, is_over, self.recompute, interceptors)
 
 
 def _peek_seed() -> int:
@@ -90,11 +103,13 @@ class _Pass:
         ledger: to fill.
         root: the model whose call this is; None for a ``with`` block.
         caller: the Python frame of that call.
+        ids: numbers of the samples, where they were given.
     """
 
-    def __init__(self, settings: _Settings, ledger: Ledger, root: nn.Module | None, caller: FrameType | None) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, root: nn.Module | None, caller: FrameType | None,
+                 ids: Tensor | None = None) -> None:  # fmt: skip
         self._settings, self.call = settings, _Call(caller)
-        self._modules, self._session = settings.session(ledger, root, self.call.is_over)
+        self._modules, self._session = settings.session(ledger, root, self.call.is_over, ids)
         self._compiled = root is not None and is_compiled(root)
 
     def __enter__(self) -> None:
@@ -118,7 +133,7 @@ class _Pass:
 class _Context:
     """``with compress(...) as ledger``; can be entered again for the next pass."""
 
-    def __init__(self, settings: _Settings, measure_peak: bool) -> None:
+    def __init__(self, settings: Settings, measure_peak: bool) -> None:
         self._settings = settings
         self._measure_peak = measure_peak
         self._entered: list[_Pass | None] = []
@@ -145,7 +160,7 @@ class _Context:
 class _Switch:
     """Forward hooks of one model: every training forward with gradients runs as a compressed pass."""
 
-    def __init__(self, settings: _Settings, measure_peak: bool) -> None:
+    def __init__(self, settings: Settings, measure_peak: bool) -> None:
         self.settings = settings
         self.ledger = Ledger()
         self._measure_peak = measure_peak
@@ -160,6 +175,16 @@ class _Switch:
     def attach(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self.before, prepend=True)
         model.register_forward_hook(self.after, always_call=True)
+        if self.settings.rows is not None:
+            model.register_forward_pre_hook(self.take_ids, prepend=True, with_kwargs=True)
+
+    def take_ids(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Takes ``sample_ids`` from the arguments: the model knows no such thing."""
+        rows, ids = self.settings.rows, kwargs.pop("sample_ids", None)
+        self._local.ids = ids
+        if rows is not None and model.training and torch.is_grad_enabled():
+            rows.check_ids(ids)
+        return args, kwargs
 
     def before(self, model: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
@@ -171,7 +196,8 @@ class _Switch:
         self.ledger.clear()
         if self._measure_peak:
             self.ledger.start_peak(PeakMeter())
-        forward = _Pass(self.settings, self.ledger, model, sys._getframe(1))
+        ids = self._local.__dict__.pop("ids", None)
+        forward = _Pass(self.settings, self.ledger, model, sys._getframe(1), ids)
         forward.__enter__()
         self._entered.append(forward)
 
@@ -199,10 +225,10 @@ class _Switch:
 
 @overload
 def compress(*, bits: int | None = 2, budget: int | str | None = None, route: bool = True, seed: int | None = None,
-             measure_peak: bool = False) -> _Context: ...  # fmt: skip
+             recompute: bool = False, measure_peak: bool = False) -> _Context: ...  # fmt: skip
 @overload
 def compress(model: nn.Module, *, bits: int | None = 2, budget: int | str | None = None, route: bool = True,
-             seed: int | None = None, measure_peak: bool = False) -> Ledger: ...  # fmt: skip
+             seed: int | None = None, recompute: bool = False, measure_peak: bool = False) -> Ledger: ...  # fmt: skip
 def compress(
     model: nn.Module | None = None,
     *,
@@ -210,6 +236,7 @@ def compress(
     budget: int | str | None = None,
     route: bool = True,
     seed: int | None = None,
+    recompute: bool = False,
     measure_peak: bool = False,
 ) -> _Context | Ledger:
     """Stores what a forward pass keeps for its backward pass in low-bit form. The forward values do not change.
@@ -234,6 +261,9 @@ def compress(
         route: send PyG's sum and mean convolutions, called with a plain ``edge_index``, to their own sparse product
             (no E x C messages; same numbers up to the order of summation). False leaves every forward value bitwise.
         seed: start of the rounding noise. None follows torch's generator: ``torch.manual_seed`` governs it.
+        recompute: store no result of an elementwise operation, a norm or an activation that follows from what is stored
+            anyway: it is computed again in the backward pass. With ``bits=None`` nothing is rounded, and the gradients
+            are those of the plain model.
         measure_peak: also measure the peak memory of the step; resets the process's peak counter on every pass.
 
     Returns:
@@ -261,9 +291,12 @@ def compress(
         >>> graphlossy.restore(model) is model
         True
     """
-    settings = _Settings(bits, budget, route, seed)
-    if model is None:
-        return _Context(settings, measure_peak)
+    settings = Settings(bits, budget, route, seed, recompute)
+    return _Context(settings, measure_peak) if model is None else switch_on(model, settings, measure_peak)
+
+
+def switch_on(model: nn.Module, settings: Settings, measure_peak: bool) -> Ledger:
+    """Switches a model on; an earlier switch is taken off."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress takes a torch.nn.Module, or keyword arguments only; got {type(model).__name__}")
     if getattr(model, "_compiled_call_impl", None) is not None:
@@ -302,7 +335,8 @@ def switch_state(model: nn.Module) -> dict[str, Any]:
     if switch is None:
         return {}
     policy = switch.settings.policy
-    return {"passes": switch.settings.passes, "policy": {} if policy is None else policy.state_dict()}
+    state = {"passes": switch.settings.passes, "policy": {} if policy is None else policy.state_dict()}
+    return state if switch.settings.rows is None else {**state, "rows": switch.settings.rows.state_dict()}
 
 
 def load_switch_state(model: nn.Module, state: dict[str, Any]) -> None:
@@ -312,6 +346,8 @@ def load_switch_state(model: nn.Module, state: dict[str, Any]) -> None:
         switch.settings.passes = state["passes"]
         if switch.settings.policy is not None:
             switch.settings.policy.load_state_dict(state["policy"])
+        if switch.settings.rows is not None:
+            switch.settings.rows.load_state_dict(state["rows"])
 
 
 def _switch_of(model: nn.Module) -> _Switch | None:

@@ -122,6 +122,7 @@ class BudgetPolicy(BitPolicy):
     def stored(self, payload: Any, entry: Entry, min_bits: int, next_seed: Callable[[], int]) -> None:
         self._total += entry.bytes
         if isinstance(payload, LowBit):
+            payload.floor = max(min_bits, WIDTHS[-1])
             self._live.append((weakref.ref(payload), entry, min_bits))
             if self._measuring and self._key is not None:
                 measured = _Measured(payload, entry, min_bits)

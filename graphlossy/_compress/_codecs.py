@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ __all__ = [
     "Kept",
     "LowBit",
     "Narrowed",
+    "Part",
     "Payload",
+    "Recomputed",
     "Regathered",
     "Stored",
     "Turn",
@@ -79,9 +82,10 @@ class LowBit:
     Offsets that are all zero, as after a ReLU, are not kept.
     """
 
-    __slots__ = ("__weakref__", "_quantized", "_zero_offset")
+    __slots__ = ("__weakref__", "_quantized", "_zero_offset", "floor")
 
     def __init__(self, flat: Tensor, bits: int, seed: int) -> None:
+        self.floor: int | None = None  # a policy that may lower the width says how far
         self._set(flat, bits, seed)
 
     def _set(self, flat: Tensor, bits: int, seed: int) -> None:
@@ -108,6 +112,11 @@ class LowBit:
     @property
     def bits(self) -> int:
         return self._quantized.bits
+
+    @property
+    def sure_bits(self) -> int:
+        """Width that is not going to be lowered any more."""
+        return self.bits if self.floor is None else min(self.bits, self.floor)
 
     @property
     def numel(self) -> int:
@@ -229,7 +238,33 @@ class Regathered:
         return self._rows.unpack().index_select(0, index).view(-1)
 
 
-Payload = Kept | LowBit | TwoValued | Narrowed | Regathered | Unneeded
+class Recomputed:
+    """The result of a cheap operation: computed again from tensors that are stored anyway.
+
+    Args:
+        func: the operation.
+        args: its arguments, tensors as :class:`Part`.
+        kwargs: its keyword arguments, likewise.
+    """
+
+    __slots__ = ("__weakref__", "_args", "_func", "_kwargs")
+    nbytes = 0
+
+    def __init__(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._func, self._args, self._kwargs = func, args, kwargs
+
+    def unpack(self) -> Tensor:
+        args = [_value(a) for a in self._args]
+        kwargs = {name: _value(a) for name, a in self._kwargs.items()}
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            return self._func(*args, **kwargs).reshape(-1)
+
+
+def _value(argument: Any) -> Any:
+    return argument.values() if isinstance(argument, Part) else argument
+
+
+Payload = Kept | LowBit | TwoValued | Narrowed | Regathered | Recomputed | Unneeded
 
 
 class Turn:
@@ -278,6 +313,27 @@ class Stored:
             inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
             out = out.permute(inverse)
         return out if self.shape == self.expanded else out.expand(self.expanded)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stored tensor in the shape that an operation was given it in.
+
+    Attributes:
+        source: what gives its elements, in row-major order.
+        shape: of the tensor.
+    """
+
+    source: Stored | Alive
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def values(self) -> Tensor:
+        """The numbers."""
+        return self.source.unpack().reshape(self.shape)
 
 
 def squeeze_expanded(t: Tensor) -> Tensor:

@@ -215,6 +215,6 @@ def _namespace(func: Any) -> str:
 
 def rule_for(name: str, args: tuple[Any, ...]) -> Rule:
     """The rule of the operation called ``name``; an operation that is not in the table is kept exactly."""
-    if name == "pow" and len(args) > 1 and isinstance(args[1], (int, float)) and args[1] == 2:
-        return LINEAR
+    if name == "pow" and len(args) > 1 and isinstance(args[1], (int, float)) and args[1] in (2, 3):
+        return LINEAR if args[1] == 2 else _SMOOTH  # the cube is part of GPT-2's GELU
     return _RULES.get(name, EXACT)

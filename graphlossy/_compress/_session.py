@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,10 +35,13 @@ from graphlossy._compress._codecs import (
     squeeze_expanded,
 )
 from graphlossy._compress._frames import COMPILED, OUTSIDE, UNKNOWN, Frame, frame_of
+from graphlossy._compress._intercept import Interceptor
 from graphlossy._compress._modules import ModuleStack
+from graphlossy._compress._recompute import KnownTensors
 from graphlossy._compress._rules import op_name, rule_for
+from graphlossy._compress._storages import FirstTimes, address_of, lives_anyway, storage_of
 from graphlossy.core import narrow_index
-from graphlossy.core.ledger import Ledger, Record
+from graphlossy.core.ledger import GRADIENTS, Ledger, Record
 
 __all__ = ["Session"]
 
@@ -47,11 +50,6 @@ MIN_ELEMENTS = 4096
 # Rows shorter than this are scalars attached to a node or an edge (norms, attention coefficients, edge weights): small
 # beside the features, and an error in one of them multiplies a whole row.
 MIN_CHANNELS = 16
-
-_VIEWS_OF_PARAMETERS = frozenset(
-    f"{name}Backward0"
-    for name in "ToCopy T Transpose Permute View ReshapeAlias UnsafeView Expand Select Slice Split Clone".split()
-)
 
 
 class _Gathered(NamedTuple):
@@ -74,11 +72,13 @@ class Session(TorchFunctionMode):
         modules: knows which module's forward is running.
         seed: start of the counter-based rounding noise.
         is_over: whether the pass has ended without anybody saying so; nothing is done from then on.
+        recompute: compute the results of cheap operations again instead of storing them.
+        interceptors: carry some torch calls out in another way.
     """
 
-    def __init__(
-        self, policy: BitPolicy | None, ledger: Ledger, modules: ModuleStack, seed: int, is_over: Callable[[], bool]
-    ) -> None:
+    def __init__(self, policy: BitPolicy | None, ledger: Ledger, modules: ModuleStack, seed: int,
+                 is_over: Callable[[], bool], recompute: bool = False,
+                 interceptors: Sequence[Interceptor] = ()) -> None:  # fmt: skip
         super().__init__()
         self.policy, self.ledger, self.modules = policy, ledger, modules
         self._seed, self._is_over = seed, is_over
@@ -87,8 +87,12 @@ class Session(TorchFunctionMode):
         self._entered = self._paused = False
         self._made_here: dict[int, StorageWeakRef] = {}
         self._gathers: dict[int, _Gathered] = {}
-        self._counted: dict[int, StorageWeakRef] = {}
+        self._plain, self._kept = FirstTimes(), FirstTimes()  # what autograd keeps alive, what we do
         self._payloads: dict[tuple[Any, ...], tuple[Any, StorageWeakRef]] = {}
+        self._known = KnownTensors() if recompute else None
+        self._interceptors = interceptors
+        self._originals: dict[int, int] = {}
+        self._stored_at: dict[int, tuple[StorageWeakRef, int]] = {}
         modules.hooks_in_force, modules.pause, modules.resume = (
             self._hooks_in_force, self.enter_compiled, self.leave_compiled)  # fmt: skip
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
@@ -111,8 +115,15 @@ class Session(TorchFunctionMode):
         # The tables only serve while tensors are being saved; the stored tensors belong to the graph now.
         self._made_here.clear()
         self._gathers.clear()
-        self._counted.clear()
+        self._plain.clear()
+        self._kept.clear()
         self._payloads.clear()
+        if self._known is not None:
+            self._known.clear()
+        self._originals.clear()
+        self._stored_at.clear()
+        for interceptor in self._interceptors:
+            interceptor.end()
         if self.policy is not None and exc[0] is None:
             self.policy.end()
 
@@ -139,11 +150,14 @@ class Session(TorchFunctionMode):
         outer = self._frame
         self._frame = Frame(name, rule_for(name, args), args, kwargs)
         try:
-            if self.policy is not None:
-                replaced = self.modules.replace(name, args, kwargs)
-                out = func(*args, **kwargs) if replaced is None else replaced
-            else:
-                out = func(*args, **kwargs)
+            if self._known is not None:
+                self._known.begin()
+            replaced = self._replace(name, args, kwargs)
+            out = func(*args, **kwargs) if replaced is None else replaced
+            if self._known is not None and replaced is None:
+                self._known.made(func, name, args, kwargs, out)
+            for interceptor in self._interceptors:
+                interceptor.made(name, args, kwargs, out)
             if self.policy is not None:
                 self.policy.watch(out)
         finally:
@@ -158,23 +172,54 @@ class Session(TorchFunctionMode):
                     self._note_made(item, args)
         return out
 
+    def _replace(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a torch call that is carried out in another way here, or None."""
+        out = None if self.policy is None else self.modules.replace(name, args, kwargs)
+        if out is None and self._interceptors and self._hooks_in_force():
+            results = (interceptor.replace(self, name, args, kwargs) for interceptor in self._interceptors)
+            out = next((result for result in results if result is not None), None)
+        return out
+
+    # -- for interceptors -------------------------------------------------------------------------------------------
+
+    def is_stored(self, t: Tensor) -> bool:
+        """Whether saving ``t`` would cost nothing, because it is stored already or follows from what is."""
+        if lives_anyway(t) or (self._known is not None and self._known.has(t)):
+            return True
+        seen, numel = self._stored_at.get(t.data_ptr(), (None, 0))
+        return seen is not None and not seen.expired() and numel == t.numel() and t.is_contiguous()
+
+    def spared(self, t: Tensor, nbytes: int) -> None:
+        """Plain autograd would keep ``nbytes`` more in this call, of a tensor like ``t``; nothing is kept."""
+        self._enter(t, self._frame, nbytes, 0, 8.0 * t.element_size(), "exact", "recomputed", None)
+
+    def stands_in(self, t: Tensor, original: Tensor, nbytes: int | None = None) -> None:
+        """``t`` is going to be saved in this call in place of ``original``, or of ``nbytes`` of copies of it."""
+        self._originals[t.data_ptr()] = self._plain.bytes(original) if nbytes is None else nbytes
+
+    def next_seed(self) -> int:
+        """A seed of this pass that was not given before."""
+        self._count += 1
+        # Weyl sequence: distinct 63-bit seeds; the kernel hashes them.
+        return (self._seed + self._count * 0x9E3779B97F4A7C15) & 0x7FFF_FFFF_FFFF_FFFF
+
     def _note_made(self, out: Tensor, args: tuple[Any, ...]) -> None:
         """Remembers that ``out`` was made in this pass: if no gradient flows to it, only that tells it from an input.
 
         It may be detached later, or saved by a user's function, in which nothing has a gradient.
         """
-        storage = None if out._is_view() else _storage(out)
+        storage = None if out._is_view() else storage_of(out)
         if storage is not None:
             address = storage.data_ptr()
             # detach(), in-place operations and no-op casts give back the storage that they were given.
-            if not any(_address(a) == address for a in args[:2]):
+            if not any(address_of(a) == address for a in args[:2]):
                 self._made_here[address] = StorageWeakRef(storage)
 
     def _note_gathered(self, out: Tensor, args: tuple[Any, ...]) -> None:
         """Remembers rows gathered from a smaller tensor: PyG's messages x_j, which can be gathered again."""
         if len(args) != 3 or args[1] not in (0, -args[0].dim()) or out.numel() <= args[0].numel():
             return
-        storage, source, rows = _storage(out), args[0], args[2]
+        storage, source, rows = storage_of(out), args[0], args[2]
         if storage is not None and out.is_contiguous() and not source.is_inference() and not rows.is_inference():
             made = StorageWeakRef(storage), out.numel(), out._version
             self._gathers[storage.data_ptr()] = _Gathered(*made, weakref.ref(source), source._version, rows)
@@ -184,9 +229,9 @@ class Session(TorchFunctionMode):
     def _pack(self, t: Tensor) -> Any:
         frame = self._frame if self._frame is not OUTSIDE else frame_of(sys._getframe(1))
         with torch._C.DisableTorchFunction():
-            if _storage(t) is None or t.numel() == 0 or self._is_over():
+            if storage_of(t) is None or t.numel() == 0 or self._is_over():
                 return t
-            if _lives_anyway(t):
+            if lives_anyway(t):
                 return Alive(t)
             if frame.name == "sparse_mm" and t.dim() == 1:  # the cached graph's own arrays
                 return Alive(t)
@@ -196,9 +241,15 @@ class Session(TorchFunctionMode):
             elif t.grad_fn is None and self._is_input(t, frame):
                 return Alive(t)
             small = squeeze_expanded(t) if 0 in t.stride() else t
-            if self.policy is None:
-                return self._keep(t, small, frame)
-            return self._store(t, small, frame, self.policy)
+            stored = None if self._known is None or small is not t else self._compute_again(t, frame, self._known)
+            if stored is not None:
+                return stored
+            stored = self._keep(t, small, frame) if self.policy is None else self._store(t, small, frame, self.policy)
+            if self._known is not None:
+                self._known.stored(t, stored)
+            if isinstance(stored.payload, (Kept, LowBit)):
+                self._stored_at[t.data_ptr()] = StorageWeakRef(t.untyped_storage()), t.numel()
+            return stored
 
     def _hooks_in_force(self) -> bool:
         """Whether tensors saved now reach us. Inside a checkpointed region, or under ``save_on_cpu``, they do not."""
@@ -214,11 +265,11 @@ class Session(TorchFunctionMode):
             return False
         if frame in (OUTSIDE, UNKNOWN):
             return True
-        address = _address(t)
-        return any(_address(a) == address for a in (*frame.args, *frame.kwargs.values()))
+        address = address_of(t)
+        return any(address_of(a) == address for a in (*frame.args, *frame.kwargs.values()))
 
     def _was_made_here(self, t: Tensor) -> bool:
-        address = _address(t)
+        address = address_of(t)
         made = None if address is None else self._made_here.get(address)
         return made is not None and not made.expired()
 
@@ -252,7 +303,23 @@ class Session(TorchFunctionMode):
         bits = policy.bits(self.modules.name, frame.name, rule.min_bits)
         unknown = frame in (OUTSIDE, COMPILED, UNKNOWN)
         kind = ZerosKept if unknown and ZerosKept.fits(small) else LowBit
-        return share("quantized", bits, rule.gradient, lambda flat: kind(flat, bits, self._next_seed()), (kind,))
+        return share("quantized", bits, rule.gradient, lambda flat: kind(flat, bits, self.next_seed()), (kind,))
+
+    def _compute_again(self, t: Tensor, frame: Frame, known_tensors: KnownTensors) -> Stored | None:
+        """If ``t`` follows from what is stored by cheap operations: how, where that is good enough for this one."""
+        if t.numel() < MIN_ELEMENTS or not t.is_floating_point():
+            return None
+        known = known_tensors.find(t, frame.name, frame.args)
+        if known is None or frame.rule.values is not None or not isinstance(known.part.source, Stored):
+            return None
+        gradient = known.gradient
+        if gradient != "exact":
+            if frame.rule.kind == "exact" or known.bits < frame.rule.min_bits or not _worth_rounding(t, frame):
+                return None
+            gradient = max(gradient, frame.rule.gradient, key=GRADIENTS.index)
+        self._enter(t, frame, self._plain.bytes(t), 0, known.bits, gradient, "recomputed", None)
+        shape = tuple(t.shape)
+        return Stored(known.part.source.payload, tuple(range(t.dim())), shape, shape, self._turn)
 
     def _gather_again(self, t: Tensor, small: Tensor, frame: Frame, policy: BitPolicy) -> Stored | None:
         """If the rows of ``t`` were gathered from a smaller tensor: stores that one and the index instead."""
@@ -262,9 +329,9 @@ class Session(TorchFunctionMode):
             return None
         if small.numel() != made.numel:  # a slice of them
             return None
-        if source._version != made.source_version or not small.is_contiguous() or _lives_anyway(source):
+        if source._version != made.source_version or not small.is_contiguous() or lives_anyway(source):
             return None
-        plain = self._plain_bytes(t)
+        plain = self._plain.bytes(t)
         given = source.grad_fn is None and not self._was_made_here(source)
         stored = Alive(source) if given else self._store(source, source, frame, policy)
         payload = Regathered(stored, self._pack(made.rows))
@@ -276,9 +343,9 @@ class Session(TorchFunctionMode):
 
     def _keep(self, t: Tensor, small: Tensor, frame: Frame) -> Stored:
         stored = Stored(Kept(t), None, tuple(small.shape), tuple(t.shape), self._turn)
-        plain = self._plain_bytes(t)
-        bits = 8.0 * t.element_size()
-        self._enter(t, frame, plain, plain, bits, "exact", "exact" if plain else "shared", stored.payload)
+        plain, own = self._plain.bytes(t), self._kept.bytes(t)
+        plain, bits = self._originals.pop(t.data_ptr(), plain), 8.0 * t.element_size()
+        self._enter(t, frame, plain, own, bits, "exact", "exact" if own else "shared", stored.payload)
         return stored
 
     def _share(self, t: Tensor, small: Tensor, frame: Frame, how: str, bits: float, gradient: str,
@@ -288,11 +355,12 @@ class Session(TorchFunctionMode):
         # Views of one dense block share it whatever their shape; the version tells an in-place change.
         layout = None if flat.data_ptr() == small.data_ptr() else (tuple(small.shape), tuple(small.stride()))
         key = (how, *form, small.data_ptr(), small.numel(), layout, small.dtype, small.is_neg(), small._version)
-        plain = self._plain_bytes(t)
+        plain = self._plain.bytes(t)
+        plain = self._originals.pop(t.data_ptr(), plain)
         known, storage = self._payloads.get(key, (None, None))
         # The address may belong to another tensor by now.
         payload = known() if known is not None and storage is not None and not storage.expired() else None
-        if isinstance(payload, LowBit) and payload.bits < frame.rule.min_bits:
+        if isinstance(payload, LowBit) and payload.sure_bits < frame.rule.min_bits:
             payload = None
         if payload is None:
             payload = make(flat)
@@ -302,45 +370,13 @@ class Session(TorchFunctionMode):
             self._enter(t, frame, plain, 0, bits, gradient, "shared", None)
         return Stored(payload, order, tuple(small.shape), tuple(t.shape), self._turn)
 
-    def _next_seed(self) -> int:
-        self._count += 1
-        # Weyl sequence: distinct 63-bit seeds; the kernel hashes them.
-        return (self._seed + self._count * 0x9E3779B97F4A7C15) & 0x7FFF_FFFF_FFFF_FFFF
-
-    def _plain_bytes(self, t: Tensor) -> int:
-        """Bytes that plain autograd keeps alive for ``t``: its storage, counted once."""
-        storage = t.untyped_storage()
-        seen = self._counted.get(storage.data_ptr())
-        if seen is not None and not seen.expired():
-            return 0
-        self._counted[storage.data_ptr()] = StorageWeakRef(storage)
-        return storage.nbytes()
-
     def _enter(self, t: Tensor, frame: Frame, plain: int, saved: int, bits: float, gradient: str, how: str,
                owner: object) -> None:  # fmt: skip
         dtype = str(t.dtype).removeprefix("torch.")
         record = Record(self.modules.name, frame.name, tuple(t.shape), dtype, plain, saved, bits, gradient, how)
         entry = self.ledger.add(record, owner)
         if self.policy is not None and owner is not None:
-            self.policy.stored(owner, entry, frame.rule.min_bits, self._next_seed)
-
-
-def _storage(value: Any) -> torch.UntypedStorage | None:
-    """The memory of a dense tensor; None for anything else, and for tensors that only wrap or stand for others."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
-        return None
-    try:
-        storage = value.untyped_storage()
-        storage.data_ptr()
-    except (RuntimeError, NotImplementedError):  # PyG's EdgeIndex, torch.vmap
-        return None
-    return storage
-
-
-def _address(value: Any) -> int | None:
-    """Where the storage of a dense tensor begins; None for anything else."""
-    storage = _storage(value)
-    return None if storage is None else storage.data_ptr()
+            self.policy.stored(owner, entry, frame.rule.min_bits, self.next_seed)
 
 
 def _unpack(stored: Any) -> Tensor:
@@ -352,20 +388,3 @@ def _worth_rounding(small: Tensor, frame: Frame) -> bool:
         return False
     rounds = frame.rule.rounds
     return rounds is None or rounds(small, frame.args, frame.kwargs)
-
-
-def _lives_anyway(t: Tensor) -> bool:
-    """Whether ``t`` is a parameter (or another leaf that gathers a gradient), or a cast or a view of one."""
-    base = t._base if t._is_view() and t._base is not None else t
-    if base.is_leaf:
-        return base.requires_grad
-    node = base.grad_fn
-    for _ in range(4):
-        if node is None or node.name() not in _VIEWS_OF_PARAMETERS:
-            return False
-        (node, _), *rest = node.next_functions
-        if rest:
-            return False
-        if node is not None and node.name().endswith("AccumulateGrad"):
-            return True
-    return False

@@ -11,7 +11,7 @@ import weakref
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-__all__ = ["Entry", "Ledger", "Record"]
+__all__ = ["GRADIENTS", "Entry", "Ledger", "Record"]
 
 GRADIENTS = ("exact", "unbiased", "approximate")
 
@@ -30,7 +30,7 @@ class Record:
         bits: stored bits per element without metadata (32 for an exact float32).
         gradient: ``"exact"``, ``"unbiased"`` (given the incoming gradient) or ``"approximate"``.
         how: ``"quantized"``, ``"mask"``, ``"exact"``, ``"narrowed"``, ``"gathered"``,
-            ``"unneeded"`` or ``"shared"``.
+            ``"recomputed"``, ``"unneeded"`` or ``"shared"``.
     """
 
     module: str
