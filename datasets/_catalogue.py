@@ -12,6 +12,7 @@ from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._facts import FACTS, Entry
 from graphlossy.datasets._generate import check_scale
 from graphlossy.datasets._mark import read_mark
+from graphlossy.datasets._models import MODELS, known_model, not_a_graph
 from graphlossy.datasets._ogb import OGB, find_ogb
 from graphlossy.datasets._ogb_raw import is_ogb_layout
 from graphlossy.datasets._planetoid import PLANETOID, default_root, prepare
@@ -125,7 +126,10 @@ def catalogue_entry(name: str) -> Entry:
     known = {entry.name.lower(): entry for entry in catalogue()}
     if name.lower() in known:
         return known[name.lower()]
-    close = [known[near].name for near in difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.6)]
+    if known_model(name) is not None:
+        raise not_a_graph(name)
+    near = difflib.get_close_matches(name.lower(), [*known, *MODELS], n=2, cutoff=0.6)
+    close = [known[word].name if word in known else word for word in near]
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     names = ", ".join(entry.name for entry in known.values())
     raise DatasetError(f"there is no data set {name!r}; {hint}the names are {names}")

@@ -17,6 +17,7 @@ from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._folder import is_folder_layout, read_folder
 from graphlossy.datasets._generate import GENERATED, check_scale, generate, scaled_name
 from graphlossy.datasets._mark import read_mark
+from graphlossy.datasets._models import known_model, not_a_graph
 from graphlossy.datasets._npz import read_npz
 from graphlossy.datasets._ogb import OGB, read_ogb
 from graphlossy.datasets._ogb_download import prepare_ogb
@@ -168,6 +169,8 @@ def _read(text: str, name: str | None, root: str | os.PathLike[str] | None, seed
         raise DatasetError(f"{path}: a graph file ends in .npz; for .npy files give the folder that holds them")
     if path.suffix == ".npz" or len(path.parts) > 1:
         raise DatasetError(f"{path}: there is no such file or folder{_in_parent(path)}")
+    if known_model(text) is not None:
+        raise not_a_graph(text)
     close = difflib.get_close_matches(text.lower(), [known.lower() for known in names()], n=2, cutoff=0.6)
     suggested = " or ".join(repr(known) for known in names() if known.lower() in close)
     raise DatasetError(

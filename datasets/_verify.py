@@ -11,11 +11,13 @@ from typing import Any
 from graphlossy.datasets._catalogue import catalogue_entry, locate, quick, stand_in, way
 from graphlossy.datasets._check import check_data
 from graphlossy.datasets._checksums import PLANETOID_FILES, WORDNET_SHA256
+from graphlossy.datasets._convert import check_model
 from graphlossy.datasets._debian import NAME as DEBIAN
 from graphlossy.datasets._errors import DatasetError
 from graphlossy.datasets._facts import Entry
 from graphlossy.datasets._load import load, names
 from graphlossy.datasets._manifest import MANIFEST, compare, read_manifest
+from graphlossy.datasets._models import MODELS, Model, find_model, known_model
 from graphlossy.datasets._planetoid import find_raw
 from graphlossy.datasets._wordnet import FILE
 
@@ -47,11 +49,13 @@ def verify(
 ) -> list[Finding]:
     """Looks at a data set's files and, with ``contents``, reads it and checks every value; nothing is downloaded.
 
+    Of a language model that :func:`prepare_model` has made, ``contents`` reads all weights and runs it on a short text.
+
     Sizes and checksums are those of the publisher where they are known (the embedded graph, the Planetoid graphs), else
     those that ``prepare`` noted in ``manifest.json`` when it made the folder.
 
     Args:
-        name_or_path: as :func:`graphlossy.datasets.load` takes it.
+        name_or_path: as :func:`graphlossy.datasets.load` takes it; or the name or the folder of a model.
         root: folder of the data sets; by default ``$GRAPHLOSSY_DATA`` or ``~/.cache/graphlossy``.
         contents: False looks at the files only.
         scale: of a generated graph, as :func:`graphlossy.datasets.load` takes it.
@@ -72,6 +76,8 @@ def verify(
     entry = catalogue_entry(name) if name else None
     if scale is not None and (name is None or way(name) != "generated"):
         raise DatasetError(f"scale is for generated graphs alone; {name_or_path} is none")
+    if name is None and (model := _model(os.fspath(name_or_path))) is not None:
+        return _verify_model(model, name_or_path, root, contents)
     place = locate(name, root, scale, seed) if name else _existing(Path(name_or_path))
     if name and place is None and way(name) != "generated":
         return [Finding(name, f"is not here; `graphlossy datasets prepare {name}` gets it")]
@@ -86,6 +92,30 @@ def verify(
         # By its name, the graph of packages would be built anew whenever the machine's lists have changed.
         source = place if name == DEBIAN and place is not None else text
         found += _contents(lambda: load(source, root=root, split=None, scale=scale, seed=seed), text, entry)
+    return found
+
+
+def _model(text: str) -> Model | None:
+    """The model of this name, or that a folder was prepared as."""
+    known = known_model(text)
+    if known is None and (manifest := read_manifest(Path(text))) is not None:
+        known = manifest["name"]
+    return MODELS.get(known or "")
+
+
+def _verify_model(
+    model: Model, name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | None, contents: bool
+) -> list[Finding]:
+    by_name = known_model(os.fspath(name_or_path)) is not None
+    place = find_model(model.name, root) if by_name else Path(name_or_path)
+    if place is None:
+        return [Finding(model.name, f"is not here, or not whole; `graphlossy datasets prepare {model.name}` gets it")]
+    found = _files(place)
+    if contents and not any(finding.problem for finding in found):
+        try:
+            found.append(Finding("contents", detail=check_model(model, place)))
+        except DatasetError as error:
+            found.append(Finding("contents", str(error)))
     return found
 
 

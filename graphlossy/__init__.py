@@ -23,7 +23,7 @@ _HOME = {
     "quantize": "graphlossy.core",
     "restore": "graphlossy._compress",
 }
-_SUBPACKAGES = frozenset({"core", "datasets", "nn", "outliers", "recsys", "sampler", "sparsify"})
+_SUBPACKAGES = frozenset({"core", "datasets", "llm", "nn", "outliers", "recsys", "sampler", "sparsify"})
 
 if TYPE_CHECKING:
     from graphlossy._compress import Ledger, compress, restore

@@ -16,8 +16,9 @@ COMMANDS = {
     "train": "Train a graph network, float32 and compressed side by side, and report what it saved.",
     "sparsify": "Thin a graph by degree or by a baseline, and say what that did to it.",
     "recsys": "Compare smaller embedding tables of a recommender at equal bytes, and report what they cost.",
+    "llm": "Fine-tune language models on sampled and low-bit saved activations, and compare runs.",
     "outliers": "Benchmark detectors of outlying nodes, and score a graph of yours.",
-    "datasets": "List, describe, get and verify the graphs that can be trained on.",
+    "datasets": "List, describe, get and verify the graphs and models that can be trained.",
 }
 
 main = LazyGroup(COMMANDS)

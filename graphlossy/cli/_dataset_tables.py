@@ -11,7 +11,16 @@ from rich.text import Text
 
 from graphlossy.datasets import DatasetError, Entry, Finding, Statistics
 
-__all__ = ["console", "disk_size", "finding_line", "list_table", "save_picture", "show_entry", "show_statistics"]
+__all__ = [
+    "console",
+    "disk_size",
+    "finding_line",
+    "list_table",
+    "save_picture",
+    "show_entry",
+    "show_rows",
+    "show_statistics",
+]
 
 _LARGEST = 10  # classes that are listed by their sizes
 
@@ -69,7 +78,7 @@ def show_entry(out: Console, entry: Entry, here: str, generated: str | None = No
         rows["note"] = f"a stand-in: an accuracy on it says nothing of the accuracy on {entry.reference}"
     if generated is not None:
         rows["note"] = f"what is here is a generated stand-in ({generated}), not {entry.name}"
-    _rows(out, rows)
+    show_rows(out, rows)
 
 
 def show_statistics(out: Console, found: Statistics) -> None:
@@ -104,7 +113,7 @@ def show_statistics(out: Console, found: Statistics) -> None:
             f"{features.width:,}, {100 * features.density:.3g} % of the values not zero, mean {features.mean:.3g}, "
             f"standard deviation {features.std:.3g}, {features.not_finite:,} NaN or infinite"
         )
-    _rows(out, rows)
+    show_rows(out, rows)
 
 
 def finding_line(finding: Finding) -> str:
@@ -153,6 +162,7 @@ def _split_words(entry: Entry) -> str:
     return f"{entry.split}: {train:,} training, {validation:,} validation, {test:,} test nodes"
 
 
-def _rows(out: Console, rows: dict[str, str]) -> None:
+def show_rows(out: Console, rows: dict[str, str]) -> None:
+    """Names and values below each other."""
     for name, value in rows.items():
         out.print(Text(f"{name:11}", style="bold"), Text(value), sep=" ", soft_wrap=True)

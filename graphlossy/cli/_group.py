@@ -24,6 +24,7 @@ Examples:
   graphlossy plan --dataset ogbn-arxiv --memory 8GiB
   graphlossy sparsify --dataset cora --ratio 0.5 --out thin-cora
   graphlossy recsys
+  graphlossy llm finetune --model smollm2
   graphlossy outliers run
   graphlossy datasets list
 """

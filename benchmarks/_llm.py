@@ -1,0 +1,124 @@
+"""Language models under every way of fine-tuning that the benchmarks compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["VARIANTS", "LLMRunner", "load"]
+
+# What each variant does; the names are those of the tables.
+VARIANTS: dict[str, str] = {
+    "plain": "float32, nothing else",
+    "bf16": "bfloat16 autocast",
+    "checkpointing": "transformers' gradient checkpointing, block by block",
+    "save_on_cpu": "torch's save_on_cpu: says something on a GPU only",
+    "lora": "LoRA by PEFT, rank 16 on q and v",
+    "velora": "the same with VeLoRA's compressed adapter input",
+    "exact": "llm.compress(bits=None): computed again, nothing rounded",
+    "8-bit": "llm.compress(bits=8)",
+    "4-bit": "llm.compress(bits=4), the default",
+    "2-bit": "llm.compress(bits=2)",
+    "4-bit stored": "llm.compress(bits=4, recompute=False)",
+    "wta 0.3": "WTA-CRS as in its paper: linear inputs sampled, all else plain",
+    "pps 0.3": "the same, without replacement",
+    "wta 0.3 + exact": "WTA-CRS, the rest computed again",
+    "pps 0.5 + 4-bit": "sampled, rounded and computed again",
+    "lora + 4-bit": "LoRA and llm.compress(bits=4)",
+    "bf16 + 4-bit": "bfloat16 autocast and llm.compress(bits=4)",
+}
+_COMPRESS: dict[str, dict[str, Any]] = {
+    "exact": {"bits": None},
+    "8-bit": {"bits": 8},
+    "4-bit": {"bits": 4},
+    "2-bit": {"bits": 2},
+    "4-bit stored": {"bits": 4, "recompute": False},
+    "wta 0.3": {"budget": 0.3, "estimator": "wta", "recompute": False},
+    "pps 0.3": {"budget": 0.3, "estimator": "pps", "recompute": False},
+    "wta 0.3 + exact": {"budget": 0.3, "estimator": "wta"},
+    "pps 0.5 + 4-bit": {"budget": 0.5, "estimator": "pps", "bits": 4},
+    "lora + 4-bit": {"bits": 4},
+    "bf16 + 4-bit": {"bits": 4},
+}
+
+
+def load(folder: str | None, seed: int) -> nn.Module:
+    """A causal language model of a folder in float32; None: a tiny Llama with random weights."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    if folder is not None:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    else:
+        config = LlamaConfig(
+            vocab_size=2000, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4
+        )
+        model = LlamaForCausalLM(config)
+    model.config.use_cache = False
+    return model.train()
+
+
+class LLMRunner:
+    """One model under one variant.
+
+    Args:
+        variant: key of :data:`VARIANTS`.
+        folder: of the model, see :func:`load`.
+        seed: of adapters, rounding and draws.
+    """
+
+    def __init__(self, variant: str, folder: str | None, seed: int) -> None:
+        self.variant = variant
+        self.model: Any = load(folder, seed)
+        if "lora" in variant:
+            self.model = self._adapted(variant)
+        if variant == "checkpointing":
+            enable = getattr(self.model, "activation_checkpointing_enable", None)
+            (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        self.ledger = None
+        self._numbered = False
+        if variant in _COMPRESS:
+            from graphlossy import llm
+
+            options = _COMPRESS[variant]
+            self.ledger = llm.compress(self.model, seed=seed, **options)
+            self._numbered = options.get("estimator") not in (None, "uniform")
+
+    def _adapted(self, variant: str) -> Any:
+        import peft
+
+        more = {"velora_config": peft.VeloraConfig()} if variant == "velora" else {}
+        return peft.get_peft_model(self.model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"],
+                                                               **more))  # fmt: skip
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def loss(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """Next-token loss of ``tokens`` [B, T], samples number ``ids`` [B]."""
+        numbers = {"sample_ids": ids} if self._numbered else {}
+        with self._surroundings():
+            found: Tensor = self.model(input_ids=tokens, labels=tokens, **numbers).loss
+        return found
+
+    @contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self.variant.startswith("bf16"):
+                stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+            if self.variant == "save_on_cpu":
+                stack.enter_context(torch.autograd.graph.save_on_cpu())
+            yield
+
+    def held_out(self, blocks: Tensor, batch: int) -> float:
+        """Mean loss of blocks [n, T] in evaluation."""
+        self.model.eval()
+        with torch.no_grad():
+            losses = [self.model(input_ids=part, labels=part).loss.item() * len(part) for part in blocks.split(batch)]
+        self.model.train()
+        return sum(losses) / len(blocks)

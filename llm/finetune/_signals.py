@@ -1,0 +1,51 @@
+"""SIGINT and SIGTERM during fine-tuning: the first one is kept until a step is done."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["Signals"]
+
+
+class Signals:
+    """Keeps the first SIGINT or SIGTERM; a second one stops at once.
+
+    Attributes:
+        number: the signal that came; None while none has.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    @contextmanager
+    def caught(self, stopping: Callable[[], None]) -> Iterator[None]:
+        """Inside this context signals are kept.
+
+        Args:
+            stopping: called when the first one comes.
+
+        Raises:
+            KeyboardInterrupt: a second signal came.
+        """
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.number is not None:
+                raise KeyboardInterrupt
+            self.number = number
+            stopping()
+
+        self.number = None
+        before = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, handle)
+        except ValueError:  # not the main thread: signals stay with the program that called us
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
