@@ -67,8 +67,10 @@ class _Collator:
         self._collator = collator
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> Any:
-        if missing := next((f for f in features if _KEY not in f), None):
-            raise KeyError(f"a feature has no {_KEY!r}, it has {', '.join(missing)}; wrap the dataset in SampleIds")
+        missing = next((f for f in features if _KEY not in f), None)
+        if missing is not None:
+            there = ", ".join(missing) or "nothing"
+            raise KeyError(f"a feature has no {_KEY!r}, it has {there}; wrap the dataset in SampleIds")
         ids = [int(feature[_KEY]) for feature in features]
         batch = self._collator([{k: v for k, v in feature.items() if k != _KEY} for feature in features])
         batch[_KEY] = torch.tensor(ids, dtype=torch.int64)

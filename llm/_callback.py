@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -70,4 +71,6 @@ def _state(model: Any) -> dict[str, Any]:
 
 def _inner(model: Any) -> Any:
     """The model itself, where it was wrapped for several processes."""
-    return getattr(model, "module", model)
+    inner = getattr(model, "module", None)
+    # A model may have a part of that name; a wrapper has nothing else.
+    return inner if isinstance(inner, nn.Module) and list(model.children()) == [inner] else model

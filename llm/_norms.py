@@ -77,7 +77,8 @@ class NormCache:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from :meth:`state_dict`."""
-        self._norms = {
-            name: dict(zip(held["ids"].tolist(), held["norms"].split(held["lengths"].tolist()), strict=True))
-            for name, held in state.items()
-        }
+        self._norms = {}
+        for name, held in state.items():
+            norms = held["norms"].to("cpu", torch.bfloat16).split(held["lengths"].tolist())
+            # Copies: one row that is left of the split would hold the memory of all.
+            self._norms[name] = {n: row.clone() for n, row in zip(held["ids"].tolist(), norms, strict=True)}

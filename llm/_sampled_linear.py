@@ -30,6 +30,7 @@ __all__ = ["RowSampling"]
 _FEWEST_ROWS = 10
 # Inputs narrower than this (what a LoRA adapter hands to its second half) cost less than the sample's indices.
 _NARROWEST = 32
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class RowSampling:
@@ -58,7 +59,7 @@ class RowSampling:
                 "the samples: give the model sample_ids, integers [B] (graphlossy.llm.SampleIds and with_sample_ids "
                 "put them into batches), or take estimator='uniform'"
             )
-        if ids is not None and not (isinstance(ids, Tensor) and ids.dim() == 1 and not ids.is_floating_point()):
+        if ids is not None and not (isinstance(ids, Tensor) and ids.dim() == 1 and ids.dtype in _INTEGERS):
             what = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"sample_ids must be an integer tensor [B], one number for each sample; got {what}")
 
@@ -81,22 +82,35 @@ class RowSampling:
 
 @dataclass
 class _Group:
-    """Layers with one input: their sample, and the norms of their gradients, which come in one by one."""
+    """Layers with one input: their sample. It lives no longer than the input, nor than the forward pass."""
 
     storage: StorageWeakRef
     version: int
     sample: RowSample
     index: Tensor
     rows: Tensor | None  # kept rows [m, D]; None: the whole input costs nothing
+    visit: _Visit
+
+
+@dataclass
+class _Visit:
+    """What the backward pass has to know of a group: nothing of its rows, which are kept in another form then.
+
+    Attributes:
+        leader: first layer of the group, under whose name the norms are kept.
+        shape: samples and tokens, where the rows are those.
+        squares: squared norms of the gradient's rows, layer by layer.
+    """
+
     leader: str
-    shape: tuple[int, int] | None  # samples and tokens, where the rows are those
+    shape: tuple[int, int] | None
     squares: dict[str, Tensor] = field(default_factory=dict)
 
 
 class _Sampler(Interceptor):
     def __init__(self, rows: RowSampling, ids: list[int]) -> None:
         self._rows, self._ids = rows, ids
-        self._groups: dict[int, _Group] = {}
+        self._groups: dict[tuple[Any, ...], _Group] = {}
 
     def replace(self, session: Session, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         if op not in ("linear", "addmm") or kwargs or not torch.is_grad_enabled():
@@ -115,20 +129,22 @@ class _Sampler(Interceptor):
         kept = x if group.rows is None else group.rows
         if not whole:  # autocast makes, and plain autograd keeps, a copy for each layer
             session.stands_in(kept, x, None if kept.dtype == x.dtype else x.numel() * kept.element_size())
-        record = _Record(self._rows.norms, self._ids, group, name) if self._rows.needs_ids else None
+        record = _Record(self._rows.norms, self._ids, group.visit, name) if self._rows.needs_ids else None
         out: Tensor = _SampledLinear.apply(x, weight, bias, kept, group.index, group.sample, whole, record)
         return out
 
     def end(self) -> None:
-        for group in self._groups.values():
-            group.rows = None  # autograd's now
         self._groups.clear()
 
     def _group_of(self, session: Session, x: Tensor, name: str, count: int, keep: int) -> _Group:
-        known = self._groups.get(x.data_ptr())
-        if known is not None and not known.storage.expired() and known.version == x._version:
-            if known.sample.rows == count:
-                return known
+        for key in [key for key, group in self._groups.items() if group.storage.expired()]:
+            del self._groups[key]
+        # Views of one memory, such as x and x.transpose(0, 1), are other rows in another order.
+        layout = None if x.is_contiguous() else (tuple(x.shape), x.stride())
+        key = (x.data_ptr(), count, x.shape[-1], x.dtype, layout, torch.is_autocast_enabled(x.device.type))
+        known = self._groups.get(key)
+        if known is not None and known.version == x._version:
+            return known
         samples = len(self._ids)
         shape = (samples, count // samples) if samples and count % samples == 0 else None
         sample = sample_rows(self._weights(x, name, shape), keep, self._rows.method, session.next_seed())
@@ -139,8 +155,8 @@ class _Sampler(Interceptor):
                 if torch.is_autocast_enabled(x.device.type):
                     rows = rows.to(torch.get_autocast_dtype(x.device.type))
         index = sample.index.to(torch.int32)
-        group = _Group(StorageWeakRef(x.untyped_storage()), x._version, sample, index, rows, name, shape)
-        self._groups[x.data_ptr()] = group
+        group = _Group(StorageWeakRef(x.untyped_storage()), x._version, sample, index, rows, _Visit(name, shape))
+        self._groups[key] = group
         return group
 
     def _weights(self, x: Tensor, name: str, shape: tuple[int, int] | None) -> Tensor:
@@ -148,9 +164,10 @@ class _Sampler(Interceptor):
         flat = x.detach().reshape(-1, x.shape[-1])
         if self._rows.method == "uniform":
             return flat.new_ones(len(flat), dtype=torch.float32)
-        weights = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32)
-        # A row that is not finite makes the whole gradient so, in the sample or not.
-        weights = weights.nan_to_num(nan=0.0, posinf=torch.finfo(torch.float32).max)
+        weights = torch.linalg.vector_norm(flat, dim=1, dtype=torch.promote_types(flat.dtype, torch.float32))
+        # A row that is not finite makes the whole gradient so, even where its own gradient is zero: it is to be seen.
+        most = torch.finfo(torch.float32).max
+        weights = weights.nan_to_num(nan=most, posinf=most).float().clamp_(max=most)
         norms = None if shape is None else self._rows.norms.lookup(name, self._ids, shape[1])
         return weights if norms is None else weights * (norms / norms.max()).to(weights.device).flatten()
 
@@ -161,16 +178,16 @@ class _Record:
 
     norms: NormCache
     ids: list[int]
-    group: _Group
+    visit: _Visit
     name: str
 
     def __call__(self, grad: Tensor) -> None:
-        group = self.group
-        if group.shape is None:
+        visit = self.visit
+        if visit.shape is None:
             return
-        group.squares[self.name] = grad.detach().float().square().sum(1)
-        total = torch.stack(list(group.squares.values())).sum(0)
-        self.norms.store(group.leader, self.ids, total.sqrt().view(group.shape))
+        visit.squares[self.name] = grad.detach().float().square().sum(1)
+        total = torch.stack(list(visit.squares.values())).sum(0)
+        self.norms.store(visit.leader, self.ids, total.sqrt().view(visit.shape))
 
 
 class _SampledLinear(torch.autograd.Function):
@@ -181,7 +198,15 @@ class _SampledLinear(torch.autograd.Function):
         ctx.save_for_backward(weight, kept, index, sample.scale)
         ctx.x_shape, ctx.x_dtype, ctx.whole, ctx.record = x.shape, x.dtype, whole, record
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return F.linear(x, weight, bias)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            # Some versions of torch would hand the weight's cached copy, made here without a graph, to later calls.
+            with torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False):
+                out = F.linear(x, weight, bias)
+        else:
+            out = F.linear(x, weight, bias)
+        # With three dimensions it is a view, and torch forbids what changes a custom function's view in place.
+        return out.new_empty(0).set_(out) if out._is_view() else out
 
     @staticmethod
     @torch.autograd.function.once_differentiable

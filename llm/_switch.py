@@ -90,11 +90,11 @@ def compress(
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress takes a torch.nn.Module; got {type(model).__name__}")
     rows = None
-    if share is not None and share < 1:
-        if hasattr(model, "_orig_mod"):
+    if share is not None:  # with a share of 1 nothing is sampled, but sample_ids are taken away as with any other
+        if share < 1 and hasattr(model, "_orig_mod"):
             raise ValueError("compiled code cannot be sampled: give the model itself, not what torch.compile returned")
         rows = RowSampling(estimator or ESTIMATORS[0], share, _targets(model, target_modules))
-    return switch_on(model, Settings(width, size, False, seed, recompute, rows), measure_peak)
+    return switch_on(model, Settings(width, size, False, seed, recompute, rows, takes_ids=True), measure_peak)
 
 
 def state(model: nn.Module) -> dict[str, Any]:
@@ -133,7 +133,11 @@ def _targets(model: nn.Module, wanted: str | Iterable[str] | None) -> list[str]:
     if wanted is None:
         output = getattr(model, "get_output_embeddings", lambda: None)()
         return [name for name, module in linear.items() if module is not output]
+    if not isinstance(wanted, Iterable):
+        raise TypeError(f"target_modules must be a name or names of linear layers, such as 'q_proj'; got {wanted!r}")
     wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not wanted:
+        raise ValueError("target_modules is empty: name layers such as 'q_proj', or give None for all linear layers")
     found: list[str] = []
     for target in wanted:
         here = [name for name in linear if name == target or f".{target}." in f".{name}."]

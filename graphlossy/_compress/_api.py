@@ -37,12 +37,13 @@ class Settings:
         seed: int | None,
         recompute: bool,
         rows: RowSampler | None = None,
+        takes_ids: bool = False,
     ) -> None:
         if budget is not None and bits is not None and bits != 2:
             raise ValueError(f"give bits or budget, not both (got bits={bits!r}, budget={budget!r})")
         if bits is not None and (isinstance(bits, bool) or bits not in _BITS):
             raise ValueError(f"bits must be one of {_BITS}, or None to count without compressing; got {bits!r}")
-        self._given = (None if budget is not None else bits, budget, route, seed, recompute, rows)
+        self._given = (None if budget is not None else bits, budget, route, seed, recompute, rows, takes_ids)
         self.policy: BitPolicy | None
         if budget is not None:
             size = parse_bytes(budget)
@@ -52,7 +53,7 @@ class Settings:
         else:
             self.policy = None if bits is None else UniformPolicy(bits)
         self.router = Router(EdgeCache()) if route and self.policy is not None else None
-        self.seed, self.recompute, self.rows = seed, recompute, rows
+        self.seed, self.recompute, self.rows, self.takes_ids = seed, recompute, rows, takes_ids
         self.passes = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -175,15 +176,20 @@ class _Switch:
     def attach(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self.before, prepend=True)
         model.register_forward_hook(self.after, always_call=True)
-        if self.settings.rows is not None:
+        if self.settings.takes_ids:
             model.register_forward_pre_hook(self.take_ids, prepend=True, with_kwargs=True)
 
     def take_ids(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Takes ``sample_ids`` from the arguments: the model knows no such thing."""
         rows, ids = self.settings.rows, kwargs.pop("sample_ids", None)
         self._local.ids = ids
-        if rows is not None and model.training and torch.is_grad_enabled():
+        if rows is not None and model.training and torch.is_grad_enabled() and not self._entered:
             rows.check_ids(ids)
+            first = next(
+                (v for v in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if v is not None), ids
+            )
+            if isinstance(ids, Tensor) and isinstance(first, Tensor) and len(ids) != len(first):
+                raise ValueError(f"sample_ids has {len(ids)} numbers for a batch of {len(first)} samples")
         return args, kwargs
 
     def before(self, model: nn.Module, args: Any) -> None:
@@ -346,6 +352,8 @@ def load_switch_state(model: nn.Module, state: dict[str, Any]) -> None:
         switch.settings.passes = state["passes"]
         if switch.settings.policy is not None:
             switch.settings.policy.load_state_dict(state["policy"])
+        if (switch.settings.rows is None) != ("rows" not in state):
+            raise ValueError("this state is of a switch with other arguments: rows are sampled in one of the two only")
         if switch.settings.rows is not None:
             switch.settings.rows.load_state_dict(state["rows"])
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from benchmarks import _outliers, outliers_compressed, outliers_peers, outliers_scaling, outliers_table
+from benchmarks import _outliers, outliers_compressed, outliers_peers, outliers_scaling, outliers_table, studies
 
 
 def spread(*values: float) -> dict:
@@ -44,6 +44,8 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"contextual", "structural"} == set(cells["maxrank"]["by_type"])
     assert data["again"]["same"] == data["again"]["trials"] == 7
     assert any("GCNAE" in line for line in data["tables"]["auc"])
+    page = studies.render("outliers_table", data)
+    assert "| GCNAE |" in page and "contextual" in page and "7 of 7 trials have the same scores" in page
     printed = capsys.readouterr().out
     assert "7 of 7 trials had the same scores" in printed and "MaxRank" in printed
     before = (tmp_path / "trials" / "trials.jsonl").read_text()
@@ -117,6 +119,13 @@ def test_bars_of_the_peers_are_the_spread_of_the_seeds() -> None:
         return {"dataset": "d", "method": "m", "engine": engine, "auc": spread(*auc), "seconds": spread(1.0),
                 "peak_bytes": None, "status": {"done": len(auc)}}  # fmt: skip
 
+    cells = [{**row("native", 0.70, 0.72), "method": "conad"}, {**row("pygod", 0.80, 0.82), "method": "conad"}]
+    data = {"cells": cells, "compared": outliers_peers.compare(cells, Path("none"), 2), "bars": [],
+            "settings": {"seeds": 2}, "machine": {"cpu": "c"}, "versions": {"torch": "t"}}  # fmt: skip
+    page = studies.render("outliers_peers", data)
+    assert (
+        "| CONAD, PyGOD | 0.710 ± 0.014 | 0.810 ± 0.014 | -0.100 |" in page and "- CONAD: the paper's contrast" in page
+    )
     near = outliers_peers.compare([row("native", 0.70, 0.74), row("pygod", 0.71, 0.75)], Path("none"), 2)
     far = outliers_peers.compare([row("native", 0.70, 0.72), row("pygod", 0.80, 0.82)], Path("none"), 2)
     assert near[0]["auc"]["difference"] == pytest.approx(-0.01) and near[0]["rank_correlation"] is None
@@ -141,6 +150,7 @@ def test_ranks_are_averaged_over_trials(tmp_path: Path) -> None:
 def test_compressed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outliers_compressed.main([*folders(tmp_path), "--methods", "gcnae"])
     (row,) = read(tmp_path)["compared"]
+    assert f"{row['times_fewer_bytes']:.1f} |" in studies.render("outliers_compressed", read(tmp_path))
     assert row["times_fewer_bytes"] > 2 and len(row["paired"]["raw"]) == 2
     assert "times fewer bytes" in capsys.readouterr().out
     found = outliers_compressed.bars([{**row, "times_fewer_bytes": 7.9}], ["gcnae"], [row["dataset"]])
@@ -191,6 +201,13 @@ def test_scaling_runs_what_is_missing_up_to_the_first_limit(tmp_path: Path, monk
     asked.clear()
     outliers_scaling.main(options)
     assert asked == [("scan", 100)]  # what failed is tried again
+    asked.clear()
+    page = studies.render("outliers_scaling", read(tmp_path))
+    assert "| Radar, graphlossy | 0.10 | TLE |  |  |" in page and "| Degree, graphlossy | 0.10 | 0.30 | 0.50 |" in page
+    outliers_scaling.main([*options, "--picture", str(tmp_path / "scaling.png")])
+    assert asked == [] and (tmp_path / "scaling.png").stat().st_size > 5000
+    with pytest.raises(SystemExit, match="nothing.json is not there"):
+        outliers_scaling.main(["--out", str(tmp_path / "nothing.json"), "--picture", str(tmp_path / "scaling.png")])
     with pytest.raises(SystemExit):
         outliers_scaling.main([*options, "--engines", "pygods"])
 

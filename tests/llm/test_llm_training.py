@@ -243,3 +243,25 @@ def test_norms_that_are_zero_or_not_finite() -> None:
     assert 0 < low < 0.01 and high == 4  # a row of weight zero would never be drawn again
     cache.store("a", [0], torch.zeros(1, 2))
     assert cache.lookup("a", [0], 2).tolist() == [[1.0, 1.0]]
+
+
+def test_ids_that_do_not_fit_the_batch() -> None:
+    model = tiny()
+    llm.compress(model, 0.5, estimator="pps")
+    with pytest.raises(ValueError, match="sample_ids has 3 numbers for a batch of 4 samples"):
+        model(input_ids=tokens(), labels=tokens(), sample_ids=torch.arange(3))
+
+
+def test_ids_are_taken_away_where_nothing_is_sampled() -> None:
+    model = tiny()
+    llm.compress(model)
+    model(input_ids=tokens(), labels=tokens(), sample_ids=torch.arange(4)).loss.backward()
+
+
+def test_a_state_of_other_arguments_is_refused() -> None:
+    model, other = tiny(), tiny()
+    llm.compress(model)
+    llm.compress(other, 0.5, estimator="pps")
+    for target, source in ((model, other), (other, model)):
+        with pytest.raises(ValueError, match="of a switch with other arguments"):
+            llm.load_state(target, llm.state(source))
