@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _outlier_studies, _report
+from benchmarks import _llm_studies, _outlier_studies, _report
 from benchmarks.readme import replace
 from benchmarks.recsys_methods import METHODS
 from benchmarks.table import bars_table, markdown
@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "studies.md"
 NAMES = (
     "sparsify", "sparsify_speed", "sparsify_accuracy", "sampler", "papers_memory", "combined", "largest", "gradients",
     "recsys_methods", "recsys_speed", "recsys_memory",
-    "outliers_table", "outliers_peers", "outliers_scaling", "outliers_compressed",
+    "outliers_table", "outliers_peers", "outliers_scaling", "outliers_compressed", "llm_gradients", "llm_memory",
 )  # fmt: skip
 
 
@@ -217,11 +217,12 @@ def _recsys_memory(data: dict[str, Any]) -> Iterator[str]:
     yield markdown(["training 5 million rows of 64", "table", "peak"], rows)
 
 
-_TABLES = {name: globals()[f"_{name}"] for name in NAMES if not name.startswith("outliers_")}
-_TABLES |= {
+_OTHERS = {
     "outliers_table": _outlier_studies.table, "outliers_peers": _outlier_studies.peers,
     "outliers_scaling": _outlier_studies.scaling, "outliers_compressed": _outlier_studies.compressed,
+    "llm_gradients": _llm_studies.gradients, "llm_memory": _llm_studies.memory,
 }  # fmt: skip
+_TABLES = _OTHERS | {name: globals()[f"_{name}"] for name in NAMES if name not in _OTHERS}
 
 
 def page(text: str) -> str:

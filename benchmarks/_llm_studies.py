@@ -1,0 +1,59 @@
+"""The tables of docs/studies.md on language models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.table import markdown
+
+__all__ = ["gradients", "memory"]
+
+_LARGEST = 14  # operations that are shown
+
+
+def gradients(data: dict[str, Any]) -> Iterator[str]:
+    """Relative errors of sampled and of rounded weight gradients."""
+    rows = data["rows"]
+    shares = sorted({name.split(" ")[1] for name in rows if " " in name}, reverse=True)
+    methods = list(dict.fromkeys(name.split(" ")[0] for name in rows if " " in name))
+    head = ["rows sampled", *(f"k/n = {share}" for share in shares)]
+    yield markdown(head, [[f"`{m}`", *(_error(rows[f"{m} {share}"]) for share in shares)] for m in methods])
+    widths = [name for name in rows if " " not in name]
+    yield markdown(["all rows rounded", *widths], [["", *(_error(rows[name]) for name in widths)]])
+    yield f"{len(data['layers'])} layers, {data['tokens']:,} tokens, {data['settings']['repeats']} repeats."
+
+
+def _error(row: dict[str, Any]) -> str:
+    return f"{row['mean']:.3f} ± {row['std']:.3f}"
+
+
+def memory(data: dict[str, Any]) -> Iterator[str]:
+    """Saved bytes, peak and time of every variant; and bytes by operation, plain and in four bits."""
+    body = []
+    for name, row in data["summary"].items():
+        if "error" in row:
+            body.append([f"`{name}`: {data['variants'].get(name, '')}", row["error"].replace("|", "/"), *[""] * 5])
+            continue
+        seconds = row["seconds"]
+        body.append([
+            f"`{name}`: {data['variants'].get(name, '')}", f"{row['held_bytes'] / 1e6:,.0f} MB", _ratio(row, "saved"),
+            f"{row['peak_bytes']['median'] / 1e6:,.0f} MB", _ratio(row, "peak"),
+            f"{seconds['median']:.2f} ± {seconds['std']:.2f}", _ratio(row, "time"),
+        ])  # fmt: skip
+    size = data["settings"]
+    yield f"{size['model']}, {size['batch']} x {size['length']} tokens, float32 weights:\n\n" + markdown(
+        ["", "saved", "x less", "peak", "x less", "s / step", "x time"], body
+    )
+    plain, low = (data["runs"].get(name, [{}])[0].get("by_op") for name in ("plain", "4-bit"))
+    if plain and low:
+        rows = [
+            [name, f"{100 * bytes_[0] / sum(b for b, _ in plain.values()):.1f} %", f"{bytes_[0] / 1e6:,.1f} MB",
+             f"{low.get(name, [0, 0])[1] / 1e6:,.2f} MB"]
+            for name, bytes_ in list(plain.items())[:_LARGEST]
+        ]  # fmt: skip
+        yield markdown(["saved by", "share", "plain", "4-bit"], rows)
+
+
+def _ratio(row: dict[str, Any], name: str) -> str:
+    return f"{row[name]:.2f}" if name in row else ""
