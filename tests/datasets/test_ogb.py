@@ -296,7 +296,8 @@ def test_absent_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ogb")
+    if importlib.util.find_spec("ogb") is None:  # importing it here would look for a newer version on the network
+        pytest.skip("needs ogb")
     import shutil
 
     from graphlossy.datasets import _ogb_download
