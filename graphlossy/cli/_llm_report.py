@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from graphlossy.core._files import write_text
 from graphlossy.core.budget import format_bytes
 from graphlossy.llm.finetune import FinetuneError, RunFolder
+from graphlossy.train._html import legend, show, table
 from graphlossy.train._svg import Bar, Line, bar_chart, line_chart
 
 __all__ = ["FinishedRun", "figures", "read_run", "render_report", "write_report"]
@@ -67,9 +68,9 @@ def render_report(runs: Sequence[FinishedRun]) -> str:
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="note">{escape(text)}</p>',
-        _table([["", *(run.name for run in runs)], *figures([run.result for run in runs])], head=True),
+        table([["", *(run.name for run in runs)], *figures([run.result for run in runs])], head=True),
         "<h2>Losses</h2>",
-        _legend([run.name for run in runs]) if several else "",
+        legend([run.name for run in runs]) if several else "",
         '<div class="charts">',
         line_chart(_curves(runs, "loss"), "step", "training loss"),
         line_chart(_curves(runs, "valid_loss"), "step", "held-out loss"),
@@ -143,36 +144,15 @@ def _operations(run: FinishedRun) -> str:
     ]  # fmt: skip
     return (
         f"<h2>{escape(run.name)}: bytes by operation, the forward pass that keeps most</h2>"
-        + _legend(["torch by itself", "saved"])
+        + legend(["torch by itself", "saved"])
         + bar_chart(bars)
-        + f"<details><summary>as a table</summary>{_table([head, *cells], head=True)}</details>"
+        + f"<details><summary>as a table</summary>{table([head, *cells], head=True)}</details>"
     )
 
 
 def _settings(run: FinishedRun) -> str:
     result = run.result
     rows = [
-        [key, _show(value)] for part in ("about", "settings", "versions") for key, value in (result[part] or {}).items()
+        [key, show(value)] for part in ("about", "settings", "versions") for key, value in (result[part] or {}).items()
     ]
-    return f"<details><summary>{escape(run.name)}</summary>{_table(rows)}</details>"
-
-
-def _legend(names: Sequence[str]) -> str:
-    items = "".join(
-        f'<li><i style="background:var(--c{i % 6})"></i>{escape(name)}</li>' for i, name in enumerate(names)
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
-def _table(rows: Sequence[Sequence[str]], head: bool = False) -> str:
-    parts = []
-    for i, row in enumerate(rows):
-        tag = "th" if head and i == 0 else "td"
-        parts.append("<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row) + "</tr>")
-    return '<div class="scroll"><table>' + "".join(parts) + "</table></div>"
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "-" if value is None else str(value)
+    return f"<details><summary>{escape(run.name)}</summary>{table(rows)}</details>"

@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
+from graphlossy.cli._bars import bars_with_news
 from graphlossy.train import Experiment, Observer, Task, format_size
 from graphlossy.train._format import counted
 
@@ -25,15 +26,7 @@ class ProgressBars(Observer):
         self.console = console
         self._bars: dict[str, TaskID] = {}
         self._valid: dict[str, str] = {}  # the last evaluation of each scheme
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[news]}"),
-            TimeRemainingColumn(),
-            console=console,
-            expand=True,
-        )
+        self._progress = bars_with_news(console)
 
     def __enter__(self) -> ProgressBars:
         return self

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
+from graphlossy.cli._bars import bars_with_news
 from graphlossy.core.budget import format_bytes
 from graphlossy.recsys.train import Cell, Observer, Study
 
@@ -24,15 +25,7 @@ class StudyBars(Observer):
         self.console = console
         self._cells: TaskID | None = None
         self._epochs: TaskID | None = None
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[news]}"),
-            TimeRemainingColumn(),
-            console=console,
-            expand=True,
-        )
+        self._progress = bars_with_news(console)
 
     def __enter__(self) -> StudyBars:
         return self

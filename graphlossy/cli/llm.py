@@ -18,6 +18,7 @@ from graphlossy.cli._llm_progress import FinetuneBar
 from graphlossy.cli._llm_report import FinishedRun, figures, read_run, write_report
 from graphlossy.cli._options import path_of
 from graphlossy.cli._subcommands import CommandGroup
+from graphlossy.core._memory import is_out_of_memory
 from graphlossy.datasets import DatasetError
 from graphlossy.llm.finetune import (
     FinetuneConfig,
@@ -28,7 +29,6 @@ from graphlossy.llm.finetune import (
     RunFolder,
     load_model,
 )
-from graphlossy.train._device import is_out_of_memory
 
 __all__ = ["command"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["max_resident", "release_free_memory", "reset_peak", "resident", "trim"]
+__all__ = ["is_out_of_memory", "max_resident", "release_free_memory", "reset_peak", "resident", "trim"]
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -74,3 +74,10 @@ def max_resident() -> int:
         return 0
     found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found if sys.platform == "darwin" else found * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that there is not enough memory, on a GPU or on the CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))

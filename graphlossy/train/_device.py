@@ -6,7 +6,7 @@ import torch
 
 from graphlossy.train._errors import TrainError
 
-__all__ = ["is_out_of_memory", "resolve_device"]
+__all__ = ["resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -37,10 +37,3 @@ def resolve_device(name: str) -> torch.device:
                 f"device {name} is not available: there are {count} CUDA devices (cuda:0 to cuda:{count - 1})"
             )
     return device
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that there is not enough memory, on a GPU or on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))

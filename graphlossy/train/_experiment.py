@@ -14,16 +14,17 @@ from typing import Any
 import torch
 
 from graphlossy.core._files import write_json, write_text
+from graphlossy.core._memory import is_out_of_memory
+from graphlossy.core._signals import Signals
 from graphlossy.train._batches import make_batches
 from graphlossy.train._config import MOST_THREADS, TrainConfig
 from graphlossy.train._ddp_collectives import gather_objects, on_all, on_main
 from graphlossy.train._ddp_group import Rank, is_main, is_peer_failure, session
 from graphlossy.train._ddp_launch import agree, check_alike, launch_name, restart_folder
-from graphlossy.train._device import is_out_of_memory, resolve_device
+from graphlossy.train._device import resolve_device
 from graphlossy.train._errors import TrainError
 from graphlossy.train._folder import FolderExistsError, RunFolder, default_folder
 from graphlossy.train._run import Run
-from graphlossy.train._signals import Signals
 from graphlossy.train._summary import summarize
 from graphlossy.train._surroundings import memory_errors, torch_settings
 from graphlossy.train._task import Task, load_task

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from graphlossy.train._format import METRIC_NAMES, comparison_notes, comparison_rows, counted, format_size
+from graphlossy.train._html import legend, show, table
 from graphlossy.train._svg import Bar, Line, bar_chart, line_chart
 
 __all__ = ["render_report"]
@@ -37,31 +38,31 @@ def render_report(summary: dict[str, Any], results: Sequence[dict[str, Any]], li
         f"{counted(settings['seeds'], 'seed')} of {settings['epochs']} epochs on {escape(summary['device'])}."
         f"{escape(_training(summary))}</p>",
         *(f"<p><strong>{escape(note)}</strong></p>" for note in comparison_notes(summary)),
-        _table(comparison_rows(summary), first_is_head=True),
+        table(comparison_rows(summary), head=True),
         '<p class="note">In brackets: ratio to the baseline. The metric is the mean and the standard deviation over '
         "seeds, each seed's test score taken at its best validation epoch. Saved bytes include scales, offsets and "
         "masks. Peak is the highest memory of a step beyond its start, the median of the seeds: "
         f"{escape(summary['peak_measured_as'] or '-')}. "
         "Seconds are the median of the training steps, without evaluation.</p>",
         "<h2>Training curves</h2>",
-        _legend(labels),
+        legend(labels),
         '<div class="charts">',
         line_chart(_curves(lines, labels, "valid", 100), "epoch", f"validation {metric}"),
         line_chart(_curves(lines, labels, "loss", 1), "epoch", "training loss"),
         "</div>",
         *(['<p class="note">Thick: mean over seeds. Thin: single seeds.</p>'] if settings["seeds"] > 1 else []),
         "<h2>Memory by layer</h2>",
-        _legend(labels),
+        legend(labels),
         bar_chart(_layers(results, labels)),
         "<h2>What is exact and what is not</h2>",
-        _table(_gradients(results, labels), first_is_head=True),
+        table(_gradients(results, labels), head=True),
         f'<p class="note">{_forward_note(settings)} Unbiased: the gradient is right in expectation over the rounding, '
         "given the gradient that comes in. Approximate: no such promise.</p>",
         "<h2>Every saved tensor</h2>",
         *(_details(label, _records(results, label)) for label in labels),
         "<h2>Settings and versions</h2>",
-        _table([[key, _show(value)] for key, value in settings.items()]),
-        _table([[key, value] for key, value in summary["versions"].items()]),
+        table([[key, show(value)] for key, value in settings.items()]),
+        table([[key, value] for key, value in summary["versions"].items()]),
     ]
     style = files("graphlossy.train").joinpath("templates/report.css").read_text(encoding="utf-8")
     title = escape(f"graphlossy: {data['name']}, {settings['model']}")
@@ -152,26 +153,5 @@ def _details(label: str, records: list[Record]) -> str:
         shape = " x ".join(str(size) for size in r["shape"])
         sizes = [format_size(r["plain_bytes"]), format_size(r["saved_bytes"])]
         rows.append([r["module"] or "(model)", r["op"], r["dtype"], shape, *sizes, f"{r['bits']:g}", r["gradient"]])
-    table = _table(rows, first_is_head=True)
-    return f"<details><summary>{escape(label)}: {len(records)} tensors</summary>{table}</details>"
-
-
-def _legend(labels: list[str]) -> str:
-    items = "".join(
-        f'<li><i style="background:var(--c{i % 6})"></i>{escape(name)}</li>' for i, name in enumerate(labels)
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
-def _table(rows: list[list[str]], first_is_head: bool = False) -> str:
-    parts = []
-    for i, row in enumerate(rows):
-        tag = "th" if first_is_head and i == 0 else "td"
-        parts.append("<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row) + "</tr>")
-    return '<div class="scroll"><table>' + "".join(parts) + "</table></div>"
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
-    return "-" if value is None else str(value)
+    tensors = table(rows, head=True)
+    return f"<details><summary>{escape(label)}: {len(records)} tensors</summary>{tensors}</details>"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graphlossy._compress import compress, load_switch_state, restore, switch_state
+from graphlossy.core._memory import is_out_of_memory
 from graphlossy.train._batches import Batch, Batches, make_batches
 from graphlossy.train._config import Scheme, TrainConfig
 from graphlossy.train._counting import Compression, batch_loss, count_loss, count_plain, ledger_records, sum_saved
@@ -18,7 +19,7 @@ from graphlossy.train._ddp_group import Rank
 from graphlossy.train._ddp_loss import SharedLoss
 from graphlossy.train._ddp_model import wrap
 from graphlossy.train._ddp_seed import epoch_seed
-from graphlossy.train._device import is_out_of_memory, resolve_device
+from graphlossy.train._device import resolve_device
 from graphlossy.train._errors import TrainError
 from graphlossy.train._evaluation import forward, layerwise
 from graphlossy.train._memory import PeakMeter

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from graphlossy.core._memory import is_out_of_memory
 from graphlossy.train._config import TrainConfig
-from graphlossy.train._device import is_out_of_memory
 from graphlossy.train._errors import TrainError
 
 __all__ = ["memory_errors", "torch_settings"]

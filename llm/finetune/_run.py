@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphlossy.core._signals import Signals
 from graphlossy.llm.finetune import _lossy
 from graphlossy.llm.finetune._checkpoint import give_back, state_of
 from graphlossy.llm.finetune._config import FinetuneConfig
@@ -21,7 +22,6 @@ from graphlossy.llm.finetune._evaluation import evaluate
 from graphlossy.llm.finetune._folder import RunFolder, default_folder
 from graphlossy.llm.finetune._model import add_adapters, check_fits
 from graphlossy.llm.finetune._result import summarize
-from graphlossy.llm.finetune._signals import Signals
 from graphlossy.llm.finetune._step import Stepper
 from graphlossy.llm.finetune._surroundings import model_settings, resolve_device, torch_settings
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphlossy.core._memory import is_out_of_memory
 from graphlossy.core.ledger import Ledger
 from graphlossy.llm.finetune._config import FinetuneConfig
 from graphlossy.llm.finetune._data import Batches
@@ -18,7 +19,7 @@ from graphlossy.llm.finetune._evaluation import autocast, inputs_of
 from graphlossy.llm.finetune._lossy import by_operation, counted
 from graphlossy.llm.finetune._memory import StepMemory
 from graphlossy.llm.finetune._schedule import learning_rate, warmup_steps
-from graphlossy.llm.finetune._surroundings import is_out_of_memory, trainable
+from graphlossy.llm.finetune._surroundings import trainable
 
 __all__ = ["Stepper"]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from graphlossy.llm.finetune._errors import FinetuneError
 
-__all__ = ["is_out_of_memory", "model_settings", "resolve_device", "torch_settings", "trainable"]
+__all__ = ["model_settings", "resolve_device", "torch_settings", "trainable"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -31,13 +31,6 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise FinetuneError(f"device {name} is not available: torch finds {torch.cuda.device_count()} CUDA devices")
     return device
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that there is not enough memory, on a GPU or on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: the first one is kept until an epoch is done."""
+"""SIGINT and SIGTERM during training: the first one is kept until what is under way is done."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Signals:
             elif "TORCHELASTIC_RUN_ID" not in os.environ:
                 raise KeyboardInterrupt
 
+        self.number = None
         before = {}
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
