@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,19 @@ def imported_modules(source: str) -> Iterator[str]:
             yield public_home(node.attr)
 
 
+def missing_names(source: str) -> list[str]:
+    """``module.name`` for every name of graphlossy that a source text imports, however deep, and that is not there."""
+    missing = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "graphlossy":
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                there = hasattr(importlib.import_module(node.module), alias.name)
+                if not there and importlib.util.find_spec(full) is None:
+                    missing.append(full)
+    return missing
+
+
 def public_home(name: str) -> str:
     """Where ``from graphlossy import name`` leads."""
     home = graphlossy._HOME.get(name)
@@ -108,6 +122,16 @@ def test_arrows_point_down(path: Path) -> None:
 )
 def test_a_wrong_arrow_is_found(part: str, source: str) -> None:
     assert len(wrong_arrows(part, source)) == 1
+
+
+@pytest.mark.parametrize("folder", [*CODE, "examples", "benchmarks"])
+def test_every_imported_name_exists(folder: str) -> None:
+    missing = {str(path.relative_to(ROOT)): missing_names(path.read_text()) for path in python_files(folder)}
+    assert {path: names for path, names in missing.items() if names} == {}
+
+
+def test_a_missing_name_is_found() -> None:
+    assert missing_names("def f():\n    from graphlossy.core import gone, sampling") == ["graphlossy.core.gone"]
 
 
 def test_examples_use_public_names_only() -> None:

@@ -34,10 +34,10 @@ def score_command(data: str, method: str, out: Path, options: dict[str, Any], co
       graphlossy outliers score mine.pt --method gcnae --set epoch=200 --set hid_dim=32 --out scores.npy
       graphlossy outliers score books --method lof --contamination 0.02 --out scores.json
     """
+    from graphlossy.core._memory import is_out_of_memory
     from graphlossy.outliers.runner import BenchmarkError
     from graphlossy.outliers.runner.methods import own_name
     from graphlossy.outliers.score import check_ending, score, write_scores
-    from graphlossy.train._device import is_out_of_memory
 
     options = {name if name == "*" else own_name(name): values for name, values in options.items()}
     others = [name for name in options if name not in ("*", own_name(method))]

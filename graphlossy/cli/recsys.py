@@ -14,6 +14,7 @@ from rich.table import Table
 
 from graphlossy.cli._errors import user_errors
 from graphlossy.cli._recsys_progress import StudyBars
+from graphlossy.core._memory import is_out_of_memory
 from graphlossy.recsys.models import MODELS, options_of
 from graphlossy.recsys.train import (
     OPTIMIZERS,
@@ -151,7 +152,7 @@ def command(ctx: click.Context, **options: Any) -> None:
             )
             ctx.exit(130)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise TrainingError("not enough memory; give a smaller --batch-size or --embedding-dim") from None
         except ValueError as error:
@@ -217,11 +218,6 @@ def _data(options: dict[str, Any], errors: Console) -> Any:
         raise
     except ImportError as error:  # pandas
         raise DataError(str(error)) from None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    words = ("can't allocate memory", "CUDA out of memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _file_name(name: str) -> str:

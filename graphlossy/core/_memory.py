@@ -14,6 +14,14 @@ __all__ = ["is_out_of_memory", "max_resident", "release_free_memory", "reset_pea
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
+_WORDS = (
+    "can't allocate memory",
+    "out of memory",
+    "Unable to allocate",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "Storage size calculation overflowed",
+)
 MUCH = 32 * 2**20  # bytes; smaller tensors are not worth the milliseconds
 
 
@@ -76,8 +84,8 @@ def max_resident() -> int:
     return found if sys.platform == "darwin" else found * 1024
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that there is not enough memory, on a GPU or on the CPU."""
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Whether an exception, or what a process said when it ended, tells of memory that could not be had."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
+    return any(words in str(error) for words in _WORDS)

@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import graphlossy
 from graphlossy._compress import _recompute
 from graphlossy._compress._codecs import Recomputed
 
-N, D = 96, 64
-Fn = Callable[..., Tensor]
-
-
-def weigh(t: Tensor) -> Tensor:
-    """A fixed random projection to a scalar, so that no gradient entry is special."""
-    return (t * torch.randn(t.shape, generator=torch.Generator().manual_seed(9)).to(t.dtype)).sum()
-
-
-def step(fn: Fn, *inputs: Tensor, bits: int | None = None, recompute: bool = True, seed: int = 0, amp: bool = False):
-    """Output of ``fn(*inputs)``, the gradients of the inputs, and the ledger."""
-    leaves = [t.detach().clone().requires_grad_() for t in inputs]
-    torch.manual_seed(seed)
-    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-        with graphlossy.compress(bits=bits, recompute=recompute) as ledger:
-            out = fn(*leaves)
-    weigh(out).backward()
-    return out.detach(), [t.grad for t in leaves], ledger
-
-
-def recomputed(ledger) -> list[str]:
-    return [r.op for r in ledger.records if r.how == "recomputed"]
-
-
-def x_and(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    return torch.randn(N, D), *(torch.randn(shape) for shape in shapes)
-
-
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """As transformers writes it."""
-    wide = x.to(torch.float32)
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+_spec = importlib.util.spec_from_file_location("recompute_steps", Path(__file__).with_name("recompute_steps.py"))
+assert _spec is not None and _spec.loader is not None
+_steps = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_steps)
+Fn, N, D, step, recomputed, x_and, rms_norm = (
+    _steps.Fn,
+    _steps.N,
+    _steps.D,
+    _steps.step,
+    _steps.recomputed,
+    _steps.x_and,
+    _steps.rms_norm,
+)
 
 
 SQUARE = (D, D)

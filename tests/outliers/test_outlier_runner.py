@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
+from graphlossy.core._memory import is_out_of_memory
 from graphlossy.outliers.data import save_npz
 from graphlossy.outliers.runner import BenchmarkError, Observer, Results, benchmark
 from graphlossy.outliers.runner.grid import Trial, label_of, make_grid
-from graphlossy.outliers.runner.limits import Limits, Meter, is_out_of_memory
+from graphlossy.outliers.runner.limits import Limits, Meter
 from graphlossy.outliers.runner.pool import LocalPool
 from graphlossy.outliers.runner.trial import Loaded, new_record, one_line, run_trial
 

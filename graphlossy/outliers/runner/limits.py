@@ -14,18 +14,9 @@ from typing import Any
 from graphlossy.core._memory import max_resident, reset_peak, resident, trim
 from graphlossy.core.budget import format_bytes
 
-__all__ = ["Limits", "Meter", "address_limit", "is_out_of_memory", "kills_by_the_system", "offer_first", "resident_of"]
+__all__ = ["Limits", "Meter", "address_limit", "kills_by_the_system", "offer_first", "resident_of"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-_WORDS = (
-    "can't allocate memory",
-    "CUDA out of memory",
-    "out of memory",
-    "Unable to allocate",
-    "Cannot allocate memory",
-    "bad_alloc",
-    "Storage size calculation overflowed",
-)
 
 
 @dataclass(frozen=True)
@@ -124,13 +115,6 @@ def address_limit(memory: int | None) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def is_out_of_memory(error: BaseException | str) -> bool:
-    """Whether an exception, or what a process said when it ended, tells of memory that could not be had."""
-    if isinstance(error, MemoryError):
-        return True
-    return any(word in str(error) for word in _WORDS)
 
 
 def resident_of(process: int) -> int:

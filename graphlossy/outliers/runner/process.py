@@ -12,10 +12,11 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+from graphlossy.core._memory import is_out_of_memory
 from graphlossy.core.budget import format_bytes
 from graphlossy.outliers.runner.errors import BenchmarkError
 from graphlossy.outliers.runner.grid import Trial
-from graphlossy.outliers.runner.limits import Limits, is_out_of_memory, kills_by_the_system, resident_of
+from graphlossy.outliers.runner.limits import Limits, kills_by_the_system, resident_of
 from graphlossy.outliers.runner.trial import new_record
 
 __all__ = ["Worker"]

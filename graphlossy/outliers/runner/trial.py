@@ -13,8 +13,9 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
+from graphlossy.core._memory import is_out_of_memory
 from graphlossy.outliers.runner.grid import Trial
-from graphlossy.outliers.runner.limits import Limits, Meter, address_limit, is_out_of_memory
+from graphlossy.outliers.runner.limits import Limits, Meter, address_limit
 from graphlossy.outliers.runner.methods import accepted_options, find_method, import_class
 
 __all__ = ["Loaded", "load_source", "new_record", "one_line", "run_trial", "shown", "warm_up"]

@@ -15,8 +15,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from graphlossy.core._memory import is_out_of_memory
 from graphlossy.outliers.runner.grid import Trial
-from graphlossy.outliers.runner.limits import Limits, is_out_of_memory, offer_first, resident_of
+from graphlossy.outliers.runner.limits import Limits, offer_first, resident_of
 
 __all__ = ["main"]
 
