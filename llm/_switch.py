@@ -29,6 +29,7 @@ def compress(
     recompute: bool = True,
     seed: int | None = None,
     measure_peak: bool = False,
+    group_size: int = 64,
 ) -> Ledger:
     """Switches a language model's training to sampled and low-bit saved activations. The forward values stay the same.
 
@@ -51,6 +52,8 @@ def compress(
         recompute: compute cheap results again instead of storing them, the logits of the loss among them.
         seed: start of the rounding noise and the draws; None follows torch's generator.
         measure_peak: also measure the peak memory of each step.
+        group_size: numbers that are rounded with one scale and offset, as in :func:`graphlossy.compress`. Language
+            models have a few channels of large values, hence the small groups: 4.5 bits a number at ``bits=4``.
 
     Returns:
         The ledger of the last training forward, always up to date.
@@ -94,7 +97,8 @@ def compress(
         if share < 1 and hasattr(model, "_orig_mod"):
             raise ValueError("compiled code cannot be sampled: give the model itself, not what torch.compile returned")
         rows = RowSampling(estimator or ESTIMATORS[0], share, _targets(model, target_modules))
-    return switch_on(model, Settings(width, size, False, seed, recompute, rows, takes_ids=True), measure_peak)
+    settings = Settings(width, size, False, seed, recompute, rows, takes_ids=True, group_size=group_size)
+    return switch_on(model, settings, measure_peak)
 
 
 def state(model: nn.Module) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from graphlossy._compress._bits import BitPolicy, BudgetPolicy, UniformPolicy
+from graphlossy._compress._bits import GROUP_SIZE, BitPolicy, BudgetPolicy, UniformPolicy
 from graphlossy._compress._cross_entropy import LossRouter
 from graphlossy._compress._intercept import Interceptor, RowSampler
 from graphlossy._compress._modules import ModuleStack, is_compiled
 from graphlossy._compress._peak import PeakMeter
 from graphlossy._compress._route import EdgeCache, Router
 from graphlossy._compress._session import Session
+from graphlossy.core._schemas import check_group_size
 from graphlossy.core.budget import parse_bytes
 from graphlossy.core.ledger import Ledger
 
@@ -38,20 +39,22 @@ class Settings:
         recompute: bool,
         rows: RowSampler | None = None,
         takes_ids: bool = False,
+        group_size: int = GROUP_SIZE,
     ) -> None:
+        check_group_size(group_size)
         if budget is not None and bits is not None and bits != 2:
             raise ValueError(f"give bits or budget, not both (got bits={bits!r}, budget={budget!r})")
         if bits is not None and (isinstance(bits, bool) or bits not in _BITS):
             raise ValueError(f"bits must be one of {_BITS}, or None to count without compressing; got {bits!r}")
-        self._given = (None if budget is not None else bits, budget, route, seed, recompute, rows, takes_ids)
+        self._given = (None if budget is not None else bits, budget, route, seed, recompute, rows, takes_ids, group_size)
         self.policy: BitPolicy | None
         if budget is not None:
             size = parse_bytes(budget)
             if size <= 0:
                 raise ValueError(f"budget must be a positive number of bytes, got {budget!r}")
-            self.policy = BudgetPolicy(size)
+            self.policy = BudgetPolicy(size, group_size)
         else:
-            self.policy = None if bits is None else UniformPolicy(bits)
+            self.policy = None if bits is None else UniformPolicy(bits, group_size)
         self.router = Router(EdgeCache()) if route and self.policy is not None else None
         self.seed, self.recompute, self.rows, self.takes_ids = seed, recompute, rows, takes_ids
         self.passes = 0
@@ -231,10 +234,11 @@ class _Switch:
 
 @overload
 def compress(*, bits: int | None = 2, budget: int | str | None = None, route: bool = True, seed: int | None = None,
-             recompute: bool = False, measure_peak: bool = False) -> _Context: ...  # fmt: skip
+             recompute: bool = False, measure_peak: bool = False, group_size: int = GROUP_SIZE) -> _Context: ...  # fmt: skip
 @overload
 def compress(model: nn.Module, *, bits: int | None = 2, budget: int | str | None = None, route: bool = True,
-             seed: int | None = None, recompute: bool = False, measure_peak: bool = False) -> Ledger: ...  # fmt: skip
+             seed: int | None = None, recompute: bool = False, measure_peak: bool = False,
+             group_size: int = GROUP_SIZE) -> Ledger: ...  # fmt: skip
 def compress(
     model: nn.Module | None = None,
     *,
@@ -244,6 +248,7 @@ def compress(
     seed: int | None = None,
     recompute: bool = False,
     measure_peak: bool = False,
+    group_size: int = GROUP_SIZE,
 ) -> _Context | Ledger:
     """Stores what a forward pass keeps for its backward pass in low-bit form. The forward values do not change.
 
@@ -251,7 +256,7 @@ def compress(
     training forwards only (evaluation and ``no_grad`` run as without it), until :func:`restore`. Weights, state_dict
     keys, module types and ``repr`` stay as they are.
 
-    Floating-point tensors are rounded stochastically to ``bits`` bits in groups of 256 (unbiased); ReLU, LeakyReLU and
+    Floating-point tensors are rounded stochastically to ``bits`` bits in groups (unbiased); ReLU, LeakyReLU and
     dropout keep exact 1-bit masks; 64-bit indices made on the way keep 32 bits. Parameters, inputs, adjacencies, small
     tensors and whatever a softmax or a loss saves stay exact. After EXACT (Liu et al., ICLR 2022) and GACT (Liu et
     al., ICML 2022), by saved-tensor hooks on torch's own operations.
@@ -271,6 +276,8 @@ def compress(
             anyway: it is computed again in the backward pass. With ``bits=None`` nothing is rounded, and the gradients
             are those of the plain model.
         measure_peak: also measure the peak memory of the step; resets the process's peak counter on every pass.
+        group_size: elements that share one scale and offset of 2 bytes each, a multiple of 8: smaller groups round
+            more finely and cost 32 / ``group_size`` bits an element.
 
     Returns:
         The context manager (its value is the :class:`~graphlossy.Ledger` of the pass), or the model's ledger, which
@@ -278,7 +285,7 @@ def compress(
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: ``bits`` or ``budget`` is not allowed, or the model was compiled in place; during training, when the
+        ValueError: ``bits``, ``budget`` or ``group_size`` is not allowed, or the model was compiled in place; during training, when the
             budget cannot be met.
 
     Example:
@@ -297,7 +304,7 @@ def compress(
         >>> graphlossy.restore(model) is model
         True
     """
-    settings = Settings(bits, budget, route, seed, recompute)
+    settings = Settings(bits, budget, route, seed, recompute, group_size=group_size)
     return _Context(settings, measure_peak) if model is None else switch_on(model, settings, measure_peak)
 
 

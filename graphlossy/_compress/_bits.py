@@ -25,14 +25,22 @@ from graphlossy._compress._codecs import LowBit
 from graphlossy.core.budget import allocate_bits, format_bytes
 from graphlossy.core.ledger import Entry, Ledger
 
-__all__ = ["BitPolicy", "BudgetPolicy", "UniformPolicy"]
+__all__ = ["GROUP_SIZE", "BitPolicy", "BudgetPolicy", "UniformPolicy"]
 
 Key = tuple[str, str, int]
 WIDTHS = (8, 4, 2, 1)
+GROUP_SIZE = 256
 
 
 class BitPolicy:
-    """Interface: the widths of one model's saved tensors."""
+    """Interface: the widths of one model's saved tensors.
+
+    Args:
+        group_size: elements that share one scale and offset.
+    """
+
+    def __init__(self, group_size: int) -> None:
+        self.group_size = group_size
 
     def begin(self, ledger: Ledger) -> None:
         """A forward pass begins."""
@@ -61,7 +69,8 @@ class BitPolicy:
 class UniformPolicy(BitPolicy):
     """The same width for all, or more where an operation's rule asks for it."""
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, group_size: int = GROUP_SIZE) -> None:
+        super().__init__(group_size)
         self._bits = bits
 
     def bits(self, module: str, op: str, min_bits: int) -> int:
@@ -73,10 +82,12 @@ class BudgetPolicy(BitPolicy):
 
     Args:
         budget: most bytes saved for the backward pass, exact tensors, masks and metadata included.
+        group_size: elements that share one scale and offset.
         refresh: passes after which the sensitivities are measured anew.
     """
 
-    def __init__(self, budget: int, refresh: int = 50) -> None:
+    def __init__(self, budget: int, group_size: int = GROUP_SIZE, refresh: int = 50) -> None:
+        super().__init__(group_size)
         self.budget = budget
         self._refresh = refresh
         self._pass = 0

@@ -35,7 +35,6 @@ __all__ = [
     "squeeze_expanded",
 ]
 
-GROUP_SIZE = 256
 # Elements of a mask that exist as bytes at a time, a multiple of 8: few on a CPU, where large pieces that come and go
 # fragment the heap; a GPU needs more to be busy.
 _MASK_BLOCK = {"cpu": 1 << 20}
@@ -77,19 +76,19 @@ class Kept(Alive):
 
 
 class LowBit:
-    """Flat groups of ``GROUP_SIZE`` elements in low-bit form.
+    """Flat groups of elements in low-bit form.
 
     Offsets that are all zero, as after a ReLU, are not kept.
     """
 
     __slots__ = ("__weakref__", "_quantized", "_zero_offset", "floor")
 
-    def __init__(self, flat: Tensor, bits: int, seed: int) -> None:
+    def __init__(self, flat: Tensor, bits: int, seed: int, group_size: int) -> None:
         self.floor: int | None = None  # a policy that may lower the width says how far
-        self._set(flat, bits, seed)
+        self._set(flat, bits, seed, group_size)
 
-    def _set(self, flat: Tensor, bits: int, seed: int) -> None:
-        quantized = quantize(flat, bits, group_size=GROUP_SIZE, dim=-1, seed=seed)
+    def _set(self, flat: Tensor, bits: int, seed: int, group_size: int) -> None:
+        quantized = quantize(flat, bits, group_size=group_size, dim=-1, seed=seed)
         # The question costs a wait for the device; where that is a GPU it is not worth the 0.06 bits an element.
         self._zero_offset = quantized.device.type == "cpu" and not bool(quantized.offset.any())
         if self._zero_offset:
@@ -131,7 +130,7 @@ class LowBit:
 
     def requantize(self, bits: int, seed: int) -> None:
         """Lowers the width in place (the first pass of a byte budget)."""
-        self._set(self.unpack(), bits, seed)
+        self._set(self.unpack(), bits, seed, self._quantized.group_size)
 
 
 class ZerosKept(LowBit):
@@ -142,8 +141,8 @@ class ZerosKept(LowBit):
 
     __slots__ = ("_positive",)
 
-    def __init__(self, flat: Tensor, bits: int, seed: int) -> None:
-        super().__init__(flat, bits, seed)
+    def __init__(self, flat: Tensor, bits: int, seed: int, group_size: int) -> None:
+        super().__init__(flat, bits, seed, group_size)
         self._positive = pack_mask(flat)  # none is negative
 
     @property

@@ -303,7 +303,8 @@ class Session(TorchFunctionMode):
         bits = policy.bits(self.modules.name, frame.name, rule.min_bits)
         unknown = frame in (OUTSIDE, COMPILED, UNKNOWN)
         kind = ZerosKept if unknown and ZerosKept.fits(small) else LowBit
-        return share("quantized", bits, rule.gradient, lambda flat: kind(flat, bits, self.next_seed()), (kind,))
+        make = partial(kind, bits=bits, group_size=policy.group_size)
+        return share("quantized", bits, rule.gradient, lambda flat: make(flat, seed=self.next_seed()), (kind,))
 
     def _compute_again(self, t: Tensor, frame: Frame, known_tensors: KnownTensors) -> Stored | None:
         """If ``t`` follows from what is stored by cheap operations: how, where that is good enough for this one."""
