@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench frameworks gpu-check clean
+.PHONY: help train test slow lint bench frameworks gpu-check clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,8 +25,11 @@ help: ## show this list
 train: $(VENV)/.installed ## train the default model on the embedded graph, plain and compressed side by side
 	$(BIN)/graphlossy train $(ARGS)
 
-test: $(VENV)/.installed-test ## run every test, the slow ones included
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" $(ARGS)
+test: $(VENV)/.installed-test ## run the tests, but for those marked slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+slow: $(VENV)/.installed-test ## run the tests marked slow: real builds, killed processes, every GPU architecture
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 lint: $(VENV)/.installed-test ## check style, formatting and the types of the public API
 	$(BIN)/ruff check .

@@ -46,7 +46,8 @@ class Settings:
             raise ValueError(f"give bits or budget, not both (got bits={bits!r}, budget={budget!r})")
         if bits is not None and (isinstance(bits, bool) or bits not in _BITS):
             raise ValueError(f"bits must be one of {_BITS}, or None to count without compressing; got {bits!r}")
-        self._given = (None if budget is not None else bits, budget, route, seed, recompute, rows, takes_ids, group_size)
+        given_bits = None if budget is not None else bits
+        self._given = (given_bits, budget, route, seed, recompute, rows, takes_ids, group_size)
         self.policy: BitPolicy | None
         if budget is not None:
             size = parse_bytes(budget)
@@ -234,7 +235,8 @@ class _Switch:
 
 @overload
 def compress(*, bits: int | None = 2, budget: int | str | None = None, route: bool = True, seed: int | None = None,
-             recompute: bool = False, measure_peak: bool = False, group_size: int = GROUP_SIZE) -> _Context: ...  # fmt: skip
+             recompute: bool = False, measure_peak: bool = False,
+             group_size: int = GROUP_SIZE) -> _Context: ...  # fmt: skip
 @overload
 def compress(model: nn.Module, *, bits: int | None = 2, budget: int | str | None = None, route: bool = True,
              seed: int | None = None, recompute: bool = False, measure_peak: bool = False,
@@ -285,8 +287,8 @@ def compress(
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: ``bits``, ``budget`` or ``group_size`` is not allowed, or the model was compiled in place; during training, when the
-            budget cannot be met.
+        ValueError: ``bits``, ``budget`` or ``group_size`` is not allowed, or the model was compiled in place; during
+            training, when the budget cannot be met.
 
     Example:
         >>> import graphlossy

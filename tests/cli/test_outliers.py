@@ -222,6 +222,7 @@ def test_what_a_user_may_get_wrong_is_one_line(graph: Path, tmp_path: Path) -> N
     assert done.exit_code == 0 and (tmp_path / "a.csv").exists(), done.output
 
 
+@pytest.mark.slow
 def test_nothing_done_ends_with_one(graph: Path, tmp_path: Path) -> None:
     run = ["run", "--datasets", graph, "--methods", "gcnae", "--trials", 1, "--set", "epoch=2", "--quiet"]
     assert call(*run, "--out", tmp_path / "well").exit_code == 0

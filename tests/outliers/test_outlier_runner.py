@@ -150,6 +150,7 @@ class Log(Observer):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_the_same_scores_whatever_the_jobs_and_whatever_interrupted(tmp_path: Path, detectors: str) -> None:
     methods = [f"{detectors}:Drawn", f"{detectors}:Careless"]
     data = {"one": small_graph(), "two": small_graph(80, 1)}
@@ -177,6 +178,7 @@ def test_the_same_scores_whatever_the_jobs_and_whatever_interrupted(tmp_path: Pa
     assert third.left == [] and third.done == 26  # nothing is run again
 
 
+@pytest.mark.slow
 def test_what_breaks_is_recorded_and_the_grid_goes_on(tmp_path: Path, detectors: str) -> None:
     methods = [f"{detectors}:{name}" for name in ("Broken", "NotANumber", "Dense", "Dies", "Sleeps", "Hoards", "Drawn")]
     data = {"one": small_graph()}
@@ -207,6 +209,7 @@ def test_the_warm_up_is_none_of_a_trials_memory(detectors: str) -> None:
     assert all(record["seconds"] >= 0.2 and record["peak_bytes"] < 100 * 2**20 for record in warm)
 
 
+@pytest.mark.slow
 def test_a_complete_grid_is_of_the_graphs_that_are_asked_for(tmp_path: Path) -> None:
     mine, other = tmp_path / "a" / "mine.npz", tmp_path / "b" / "mine.npz"
     for place, seed in ((mine, 0), (other, 1)):
