@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["VARIANTS", "LLMRunner", "load"]
+__all__ = ["COMPRESS", "VARIANTS", "LLMRunner", "adapted", "in_child", "load"]
 
 # What each variant does; the names are those of the tables.
 VARIANTS: dict[str, str] = {
@@ -31,7 +35,8 @@ VARIANTS: dict[str, str] = {
     "lora + 4-bit": "LoRA and llm.compress(bits=4)",
     "bf16 + 4-bit": "bfloat16 autocast and llm.compress(bits=4)",
 }
-_COMPRESS: dict[str, dict[str, Any]] = {
+# Arguments of `graphlossy.llm.compress`.
+COMPRESS: dict[str, dict[str, Any]] = {
     "exact": {"bits": None},
     "8-bit": {"bits": 8},
     "4-bit": {"bits": 4},
@@ -62,6 +67,26 @@ def load(folder: str | None, seed: int) -> nn.Module:
     return model.train()
 
 
+def in_child(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """What ``python -m benchmarks.NAME --child SPEC`` prints in a process of its own, or its last line as ``error``."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--child", json.dumps(spec)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        return {"error": lines[-1] if lines else f"the process ended with status {done.returncode}"}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def adapted(model: nn.Module, variant: str) -> Any:
+    """The model with PEFT's adapters of a ``lora`` variant or of ``velora``; torch's generator draws them."""
+    import peft
+
+    more = {"velora_config": peft.VeloraConfig()} if variant == "velora" else {}
+    settings = peft.LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"], **more)
+    return peft.get_peft_model(model, settings)
+
+
 class LLMRunner:
     """One model under one variant.
 
@@ -75,25 +100,18 @@ class LLMRunner:
         self.variant = variant
         self.model: Any = load(folder, seed)
         if "lora" in variant:
-            self.model = self._adapted(variant)
+            self.model = adapted(self.model, variant)
         if variant == "checkpointing":
             enable = getattr(self.model, "activation_checkpointing_enable", None)
             (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.ledger = None
         self._numbered = False
-        if variant in _COMPRESS:
+        if variant in COMPRESS:
             from graphlossy import llm
 
-            options = _COMPRESS[variant]
+            options = COMPRESS[variant]
             self.ledger = llm.compress(self.model, seed=seed, **options)
             self._numbered = options.get("estimator") not in (None, "uniform")
-
-    def _adapted(self, variant: str) -> Any:
-        import peft
-
-        more = {"velora_config": peft.VeloraConfig()} if variant == "velora" else {}
-        return peft.get_peft_model(self.model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"],
-                                                               **more))  # fmt: skip
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""

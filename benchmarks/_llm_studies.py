@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks._llm import VARIANTS
 from benchmarks.table import markdown
 
-__all__ = ["gradients", "memory"]
+__all__ = ["gradients", "loss", "memory"]
 
 _LARGEST = 14  # operations that are shown
 
@@ -19,13 +20,40 @@ def gradients(data: dict[str, Any]) -> Iterator[str]:
     methods = list(dict.fromkeys(name.split(" ")[0] for name in rows if " " in name))
     head = ["rows sampled", *(f"k/n = {share}" for share in shares)]
     yield markdown(head, [[f"`{m}`", *(_error(rows[f"{m} {share}"]) for share in shares)] for m in methods])
-    widths = [name for name in rows if " " not in name]
-    yield markdown(["all rows rounded", *widths], [["", *(_error(rows[name]) for name in widths)]])
+    widths, groups = (list(dict.fromkeys(name.split("/")[i] for name in rows if "/" in name)) for i in (0, 1))
+    body = [[f"in groups of {group}", *(_error(rows[f"{width}/{group}"]) for width in widths)] for group in groups]
+    yield markdown(["all rows rounded", *widths], body)
     yield f"{len(data['layers'])} layers, {data['tokens']:,} tokens, {data['settings']['repeats']} repeats."
 
 
 def _error(row: dict[str, Any]) -> str:
     return f"{row['mean']:.3f} ± {row['std']:.3f}"
+
+
+def loss(data: dict[str, Any]) -> Iterator[str]:
+    """Held-out loss of every variant, and its distance from the plain model's over equal seeds."""
+    body, first = [], None
+    for name, row in data["summary"].items():
+        title = f"`{name}`: {VARIANTS[name]}"
+        if "error" in row:
+            body.append([title, row["error"].replace("|", "/"), "", ""])
+            continue
+        first = row["first"] if name == "plain" else first
+        paired = row.get("paired")
+        distance = "" if paired is None or name == "plain" else f"{paired['mean']:+.4f} ± {paired['std']:.4f}"
+        body.append([title, _loss(row["valid"]), distance, _loss(row["train"])])
+    size = data["settings"]
+    tokens = f"{size['batch']} x {size['length']} tokens of {size['sequences']} sequences"
+    seeds = len(data["summary"]["plain"]["valid"]["raw"])
+    yield (
+        f"{size['model']}, {size['steps']} steps of {tokens}, {seeds} seed{'s' * (seeds > 1)}; before them the "
+        f"held-out loss is {first:.4f}:\n\n"
+        + markdown(["", "held-out loss", "distance from plain, equal seeds", "training loss"], body)
+    )
+
+
+def _loss(values: dict[str, Any]) -> str:
+    return f"{values['mean']:.4f}" + (f" ± {values['std']:.4f}" if len(values["raw"]) > 1 else "")
 
 
 def memory(data: dict[str, Any]) -> Iterator[str]:

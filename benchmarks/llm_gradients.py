@@ -23,12 +23,14 @@ EXAMPLES = """\
 
 Inputs X and output gradients G of every linear layer of three blocks are taken from one backward pass of the plain
 model, next-token loss. dW = G^T X is then estimated from k of the n rows, weights ||x_i|| ||g_i|| as they are (an
-estimator in training has those of the last visit), and from all rows rounded stochastically in groups of 256. The
-error is relative, in the Frobenius norm; mean over layers and repeats, and the standard deviation over repeats."""
+estimator in training has those of the last visit), and from all rows rounded stochastically, in groups of 64 as
+`graphlossy.llm.compress` has them and of 256. The error is relative, in the Frobenius norm; mean over layers and
+repeats, and the standard deviation over repeats."""
 
 ESTIMATORS = ("uniform", "crs", "wta", "pps", "topk")
 SHARES = (0.5, 0.3, 0.1)
 BITS = (8, 4, 2)
+GROUPS = (64, 256)
 SAMPLES, LENGTH = 4, 256
 
 
@@ -77,8 +79,9 @@ def errors(pairs: dict[str, tuple[Tensor, Tensor]], seed: int) -> dict[str, floa
                 estimate = sampled_matmul(x, g, keep, method, seed=own)
                 sums[f"{method} {share}"] += float((estimate - exact).norm() / size)
         for bits in BITS:
-            rounded = quantize(x, bits, group_size=256, dim=None, seed=own).dequantize()
-            sums[f"{bits}-bit"] += float((rounded.t() @ g - exact).norm() / size)
+            for group in GROUPS:
+                rounded = quantize(x, bits, group_size=group, dim=None, seed=own).dequantize()
+                sums[f"{bits}-bit/{group}"] += float((rounded.t() @ g - exact).norm() / size)
     return {name: value / len(pairs) for name, value in sums.items()}
 
 
@@ -98,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.model is None and not args.tiny:
         made.error("--model: give the folder of a model; `graphlossy datasets prepare smollm2` makes one")
     repeats = args.repeats or (2 if args.tiny else 10)
-    settings = {"model": None if args.model is None else Path(args.model).name, "repeats": repeats, "group_size": 256}
+    settings = {"model": None if args.model is None else Path(args.model).name, "repeats": repeats}
     data = _report.header("llm_gradients", settings)
     _report.earlier(args.out, data, args.fresh)
     model: Any = load(args.model, 0)
@@ -113,9 +116,9 @@ def main(argv: list[str] | None = None) -> None:
     for method in ESTIMATORS:
         cells = (data["rows"][f"{method} {share}"] for share in SHARES)
         print(f"{method:10}" + "".join(f"{cell['mean']:10.3f} ± {cell['std']:.3f}" for cell in cells))
-    for bits in BITS:
-        cell = data["rows"][f"{bits}-bit"]
-        print(f"{bits}-bit{'':5}{cell['mean']:10.4f} ± {cell['std']:.4f}")
+    for name in [f"{bits}-bit/{group}" for group in GROUPS for bits in BITS]:
+        cell = data["rows"][name]
+        print(f"{name:10}{cell['mean']:10.4f} ± {cell['std']:.4f}")
     _report.print_bars(data["bars"])
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import re
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 
 from benchmarks import _report
 from benchmarks._live import LiveBytes
-from benchmarks._llm import VARIANTS, LLMRunner
+from benchmarks._llm import VARIANTS, LLMRunner, in_child
 from benchmarks._meter import meter_for
 
 __all__ = ["bars", "main", "measure"]
@@ -159,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
             rounds = runs.setdefault(name, [])
             if len(rounds) > number and "error" not in rounds[number]:
                 continue
-            found = _child({**settings, "model": args.model, "variant": name})
+            found = in_child("llm_memory", {**settings, "model": args.model, "variant": name})
             rounds[number : number + 1] = [found]
             shown = found.get("error") or (
                 f"saved {found['held_bytes'] / 1e6:8.1f} MB, peak {max(found['peak_bytes']) / 1e6:8.1f} MB, "
@@ -170,16 +168,6 @@ def main(argv: list[str] | None = None) -> None:
             data["bars"] = [] if args.tiny else bars(data["summary"])
             _report.write_json(args.out, data)
     _report.print_bars(data.get("bars", []))
-
-
-def _child(spec: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.llm_memory", "--child", json.dumps(spec)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        return {"error": lines[-1] if lines else f"the process ended with status {done.returncode}"}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 if __name__ == "__main__":

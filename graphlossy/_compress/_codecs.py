@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from graphlossy.core import PackedMask, QuantizedTensor, pack_mask, quantize, unpack_mask
-from graphlossy.core._memory import release_free_memory
+from graphlossy.core._memory import MUCH, release_free_memory
 
 __all__ = [
     "Alive",
@@ -39,6 +39,8 @@ __all__ = [
 # fragment the heap; a GPU needs more to be busy.
 _MASK_BLOCK = {"cpu": 1 << 20}
 _DEVICE_MASK_BLOCK = 1 << 24
+# Bytes after which the memory of freed activations goes back to the system.
+_FREED_AT_ONCE = 256 * 2**20
 
 
 def _mask_block(device: torch.device) -> int:
@@ -267,17 +269,28 @@ Payload = Kept | LowBit | TwoValued | Narrowed | Regathered | Recomputed | Unnee
 
 
 class Turn:
-    """What the tensors of one forward pass share: whether its backward pass has come to a large one."""
+    """What the tensors of one forward pass share: how much memory it has freed that the C library may still hold."""
 
-    __slots__ = ("_begun",)
+    __slots__ = ("_begun", "_freed", "_held")
 
     def __init__(self) -> None:
         self._begun = False
+        self._freed = self._held = 0
 
-    def before_unpacking(self, device: torch.device, nbytes: int) -> None:
+    def freed(self, device: torch.device, nbytes: int) -> None:
+        """A tensor of the forward pass will be freed, because less is stored: now and then memory is given back."""
+        self._freed += nbytes
+        if nbytes < MUCH:  # the C library gives larger blocks back by itself
+            self._held += nbytes
+        if self._held >= _FREED_AT_ONCE:
+            self._held = 0
+            release_free_memory(device, _FREED_AT_ONCE)
+
+    def before_unpacking(self, device: torch.device) -> None:
         """Gives back, once a pass, the memory that the forward pass and the loss have freed."""
         if not self._begun:
-            self._begun = release_free_memory(device, nbytes)
+            self._begun = True
+            release_free_memory(device, self._freed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +314,7 @@ class Stored:
     def unpack(self) -> Tensor:
         payload = self.payload
         if isinstance(payload, (LowBit, TwoValued)):
-            self.turn.before_unpacking(payload.device, 4 * math.prod(self.shape))
+            self.turn.before_unpacking(payload.device)
         out = payload.unpack()
         if self.order is None:
             return out

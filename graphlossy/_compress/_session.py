@@ -376,6 +376,7 @@ class Session(TorchFunctionMode):
         dtype = str(t.dtype).removeprefix("torch.")
         record = Record(self.modules.name, frame.name, tuple(t.shape), dtype, plain, saved, bits, gradient, how)
         entry = self.ledger.add(record, owner)
+        self._turn.freed(t.device, plain - saved)
         if self.policy is not None and owner is not None:
             self.policy.stored(owner, entry, frame.rule.min_bits, self.next_seed)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import llm_gradients, llm_memory, studies
-from benchmarks._llm import _COMPRESS, VARIANTS
+from benchmarks import llm_gradients, llm_loss, llm_memory, studies
+from benchmarks._llm import COMPRESS, VARIANTS
 
 
 def test_help_shows_examples_and_wrong_arguments_end_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,7 +20,7 @@ def test_help_shows_examples_and_wrong_arguments_end_in_a_line(capsys: pytest.Ca
         with pytest.raises(SystemExit):
             llm_memory.main(arguments)
         assert said in capsys.readouterr().err
-    assert set(_COMPRESS) < set(VARIANTS)
+    assert set(COMPRESS) < set(VARIANTS)
 
 
 @pytest.mark.slow
@@ -53,8 +53,8 @@ def test_gradients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llm_gradients.main(["--tiny", "--out", str(tmp_path / "out.json")])
     data = json.loads((tmp_path / "out.json").read_text())
     rows = {name: row["mean"] for name, row in data["rows"].items()}
-    assert len(rows) == 18 and data["tokens"] == 256 and len(data["layers"]) == 14
-    assert rows["8-bit"] < rows["4-bit"] < rows["2-bit"]
+    assert len(rows) == 21 and data["tokens"] == 256 and len(data["layers"]) == 14
+    assert rows["8-bit/64"] < rows["4-bit/64"] < rows["4-bit/256"] < rows["2-bit/256"]
     for method in llm_gradients.ESTIMATORS:
         assert rows[f"{method} 0.5"] < rows[f"{method} 0.3"] < rows[f"{method} 0.1"]
     assert rows["pps 0.3"] < rows["crs 0.3"]
@@ -72,3 +72,45 @@ def test_errors_are_those_of_the_product() -> None:
     heavy = (x.norm(dim=1) * g.norm(dim=1)).topk(12).indices
     wanted = (x[heavy].t() @ g[heavy] - exact).norm() / exact.norm()
     assert found["topk 0.3"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    options = ["--tiny", "--out", str(tmp_path / "out.json"), "--folder", str(tmp_path / "runs"), "--rate", "1e-2"]
+    llm_loss.main([*options, "--variants", "plain,4-bit,pps 0.3"])
+    data = json.loads((tmp_path / "out.json").read_text())
+    rows = data["summary"]
+    assert len(data["runs"]) == 6 and all("valid" in run for run in data["runs"].values())
+    assert rows["plain"]["valid"]["mean"] < rows["plain"]["first"] == rows["4-bit"]["first"]  # it learned
+    assert 0 < abs(rows["4-bit"]["paired"]["mean"]) < abs(rows["pps 0.3"]["paired"]["mean"])
+    assert rows["plain"]["paired"]["raw"] == [0, 0]
+    assert not any((tmp_path / "runs").iterdir())
+    page = studies.render("llm_loss", {**data, "bars": []})
+    assert f"{rows['4-bit']['valid']['mean']:.4f} ±" in page and "4 steps of 2 x 128 tokens" in page
+    assert "4-bit, 1 " in capsys.readouterr().out
+    llm_loss.main([*options, "--variants", "plain,4-bit,pps 0.3"])
+    assert capsys.readouterr().out == ""  # nothing is run twice
+
+
+def test_loss_that_failed_is_told_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([{"error": "killed"}, {"valid": [[0, 3.0], [4, 2.0]], "train_loss": 2.0, "seconds_per_step": 1.0}])
+    monkeypatch.setattr(llm_loss, "in_child", lambda name, spec: next(answers))
+    options = ["--tiny", "--variants", "plain", "--seeds", "1", "--out", str(tmp_path / "out.json")]
+    options += ["--folder", str(tmp_path)]
+    llm_loss.main(options)
+    assert json.loads((tmp_path / "out.json").read_text())["summary"] == {"plain": {"error": "killed"}}
+    (tmp_path / "plain-0").mkdir()  # as the run that was stopped left it
+    llm_loss.main(options)
+    assert json.loads((tmp_path / "out.json").read_text())["summary"]["plain"]["valid"]["mean"] == 2.0
+    assert not (tmp_path / "plain-0").exists()
+
+
+def test_bars_of_the_loss() -> None:
+    def row(*values: float) -> dict:
+        return {"valid": {"raw": list(values), "mean": sum(values) / len(values), "std": 0.02}}
+
+    rows = {"plain": row(3.0, 3.0), "4-bit": row(3.01, 3.01), "pps 0.5 + 4-bit": row(3.1, 3.1)}
+    assert [bar["met"] for bar in llm_loss.bars(rows, 2)] == [True, True, False, False]
+    assert [bar["met"] for bar in llm_loss.bars(rows, 5)] == [None] * 4  # not all seeds are there
+    assert [bar["met"] for bar in llm_loss.bars({}, 1)] == [None] * 2

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphlossy
+from graphlossy._compress import _codecs
 from graphlossy._compress._codecs import LowBit
 
 
@@ -72,3 +73,29 @@ def test_a_budget_leaves_attention_its_bits(recompute: bool, monkeypatch: pytest
     after = widths[widths.index(-1) + 1 :]
     assert min(widths) == -1 and after and after[0] >= 8
     assert any(0 < width < 8 for width in widths)  # the budget was too small for 8 bits everywhere
+
+
+def test_freed_memory_goes_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C library keeps freed blocks below 32 MiB: given back, here, after 64 KiB of them and before the backward."""
+    given: list[int] = []
+    monkeypatch.setattr(_codecs, "release_free_memory", lambda device, nbytes: given.append(nbytes))
+    monkeypatch.setattr(_codecs, "_FREED_AT_ONCE", 2**16)
+    x, w = torch.randn(256, 64, requires_grad=True), torch.randn(64, 64, requires_grad=True)
+
+    def step(layers: int) -> tuple[int, int, int]:
+        """Bytes freed, and how often memory was given back in the forward and in the backward pass."""
+        given.clear()
+        y = x * 1
+        with graphlossy.compress(bits=4) as ledger:
+            for _ in range(layers):
+                y = F.silu(y @ w)
+        forward = len(given)
+        y.sum().backward()
+        return ledger.plain_bytes - ledger.saved_bytes, forward, len(given) - forward
+
+    freed, forward, backward = step(1)
+    assert 2**16 <= freed < 2**17 and forward == 1 and backward == 1
+    freed, forward, backward = step(9)
+    assert freed > 15 * 2**16 and forward == 9 and backward == 1  # with every second of 18 tensors
+    monkeypatch.setattr(_codecs, "MUCH", 2**10)  # larger blocks go back by themselves
+    assert step(9)[1:] == (0, 1)
