@@ -14,6 +14,7 @@ if __name__ != "graphlossy.llm":
 
     hand_over(__name__, __file__)
 else:
+    import importlib
     from typing import Any
 
     from graphlossy.llm._batches import SampleIds, with_sample_ids
@@ -21,6 +22,7 @@ else:
     from graphlossy.llm._switch import compress, load_state, restore, state
 
     __all__ = [
+        "KIVICache",
         "LossyCallback",
         "NormCache",
         "SampleIds",
@@ -31,15 +33,17 @@ else:
         "with_sample_ids",
     ]
 
+    _NEED_TRANSFORMERS = {"KIVICache": "graphlossy.llm.kv", "LossyCallback": "graphlossy.llm._callback"}
+
     def __getattr__(name: str) -> Any:
-        if name == "LossyCallback":  # transformers takes seconds to import
-            try:
-                from graphlossy.llm._callback import LossyCallback
-            except ModuleNotFoundError as error:
-                if error.name is None or error.name.startswith("graphlossy"):
-                    raise
-                raise ModuleNotFoundError(
-                    f"LossyCallback needs the package {error.name}: pip install 'graphlossy[llm]'", name=error.name
-                ) from error
-            return LossyCallback
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _NEED_TRANSFORMERS.get(name)  # which takes seconds to import
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            return getattr(importlib.import_module(home), name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("graphlossy"):
+                raise
+            raise ModuleNotFoundError(
+                f"{name} needs the package {error.name}: pip install 'graphlossy[llm]'", name=error.name
+            ) from error

@@ -188,6 +188,7 @@ PUBLIC = [
     "graphlossy.datasets.text",
     "graphlossy.llm",
     "graphlossy.llm.finetune",
+    "graphlossy.llm.kv",
     "graphlossy.outliers",
     "graphlossy.recsys",
     "graphlossy.recsys.data",

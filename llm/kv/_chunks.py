@@ -1,0 +1,107 @@
+"""Low-bit storage of the keys or the values of one layer: equal chunks of tokens, appended to each row of the batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graphlossy.core.quantize import QuantizedTensor, quantize
+
+__all__ = ["Chunks"]
+
+_GROWTH = 16  # chunks of room at least, or a sixteenth of what there is
+
+
+class Chunks:
+    """Chunks [I, J] of every row and head in low-bit form, groups along J, rounded to the nearest code.
+
+    A chunk of keys is [D, G]: G tokens of one channel share a scale (per channel); one of values is [G, D]: channels of
+    one token share it (per token), as in KIVI (Liu et al., ICML 2024, section 3).
+
+    Args:
+        bits: 1, 2, 3, 4 or 8.
+        group_size: elements of J that share a scale and an offset, 2 bytes each.
+
+    Attributes:
+        count: chunks of the longest row.
+    """
+
+    def __init__(self, bits: int, group_size: int) -> None:
+        self.bits, self.group_size = bits, group_size
+        self.count = 0
+        self._shape: tuple[int, int] = (0, 0)  # I, J
+        self._parts: tuple[Tensor, ...] = ()  # codes [B, H, C, I, bytes], scale and offset [B, H, C, I, groups]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storages, room for more chunks included."""
+        return sum(part.numel() * part.element_size() for part in self._parts)
+
+    @property
+    def metadata_nbytes(self) -> int:
+        """Bytes of scales and offsets."""
+        return sum(part.numel() * part.element_size() for part in self._parts[1:])
+
+    def write(self, chunks: Tensor, rows: list[int], first: int, batch: int) -> None:
+        """Stores ``chunks`` [len(rows), H, c, I, J] as chunks ``first`` and following of these rows.
+
+        Args:
+            chunks: floats.
+            rows: of the batch.
+            first: number of the first chunk.
+            batch: rows in all.
+        """
+        n, heads, c, i, j = chunks.shape
+        found = quantize(chunks.contiguous(), self.bits, self.group_size, rounding="nearest")
+        new = tuple(t.view(n, heads, c, i, -1) for t in (found.packed, found.scale, found.offset))
+        if not self._parts:
+            self._shape = i, j
+            self._parts = tuple(t.new_zeros((batch, heads, 0, *t.shape[3:])) for t in new)
+        self._reserve(first + c)
+        everywhere = len(rows) == batch
+        where = None if everywhere else torch.tensor(rows, device=chunks.device)
+        for part, piece in zip(self._parts, new, strict=True):
+            if where is None:
+                part[:, :, first : first + c] = piece
+            else:
+                part[where, :, first : first + c] = piece
+        self.count = max(self.count, first + c)
+
+    def _reserve(self, count: int) -> None:
+        room = self._parts[0].shape[2]
+        if count > room:
+            more = max(count - room, min(_GROWTH, max(1, count // 16)))
+            self._parts = tuple(
+                torch.cat([part, part.new_zeros((*part.shape[:2], more, *part.shape[3:]))], 2) for part in self._parts
+            )
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        """Floats [B, H, count, I, J]; what a row has not is whatever lies there."""
+        codes, scale, offset = (part[:, :, : self.count] for part in self._parts)
+        shape = (*codes.shape[:3], *self._shape)
+        flat = (t.reshape(-1, t.shape[-1]) for t in (codes, scale, offset))
+        group = min(self.group_size, -(-self._shape[1] // 8) * 8)
+        order = tuple(range(len(shape)))
+        return QuantizedTensor(*flat, self.bits, group, shape, dtype, -1, order).dequantize()
+
+    def keep(self, count: int) -> None:
+        """Forgets the chunks after the first ``count`` of every row."""
+        self.count = min(self.count, count)
+
+    def select(self, rows: Tensor) -> None:
+        """Takes the rows of the batch that ``rows`` [B'] names."""
+        self._parts = tuple(part.index_select(0, rows.to(part.device)) for part in self._parts)
+
+    def to(self, device: torch.device) -> None:
+        """Moves the storage."""
+        self._parts = tuple(part.to(device) for part in self._parts)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for :meth:`load`, without the room."""
+        names = ("codes", "scale", "offset")
+        return {name: part[:, :, : self.count].clone() for name, part in zip(names, self._parts, strict=False)}
+
+    def load(self, state: dict[str, Tensor], shape: tuple[int, int]) -> None:
+        """Gives :meth:`state` back; ``shape`` is [I, J] of a chunk."""
+        self._parts = tuple(state[name] for name in ("codes", "scale", "offset") if name in state)
+        self._shape, self.count = shape, self._parts[0].shape[2] if self._parts else 0

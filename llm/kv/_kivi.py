@@ -1,0 +1,169 @@
+"""``KIVICache``: keys and values in 1 to 8 bits, as a cache that transformers' models take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from graphlossy.llm.kv._kivi_layer import KIVILayer
+from graphlossy.llm.kv._rows import Split, mask_of_caller, padding_of
+
+__all__ = ["KIVICache"]
+
+_BITS = (1, 2, 3, 4, 8)
+
+
+class KIVICache(Cache):
+    """Keys in few bits per channel, values in few bits per token; attention sinks and a recent window as they are.
+
+    After KIVI (Liu et al., ICML 2024). Give it to any model of transformers: ``model.generate(**inputs,
+    past_key_values=KIVICache(model.config))`` or ``model(..., past_key_values=cache)``. Only layers whose cache grows
+    with the text are packed; sliding-window and linear-attention layers keep theirs. Rows padded on the left are stored
+    as they would be alone: chunks are counted from a row's first real token.
+
+    Args:
+        config: of the model.
+        bits: width of keys and values: 1, 2, 3, 4 or 8.
+        key_bits: width of the keys, which need more than values; None: ``bits``.
+        value_bits: width of the values; None: ``bits``.
+        group_size: tokens of a channel, or channels of a token, that share a scale and an offset of 2 bytes each; a
+            multiple of 8. Tokens are packed so many at a time.
+        residual_length: recent tokens in full precision, at least.
+        sinks: first tokens in full precision.
+        rotate_values: store values times a Hadamard matrix, which helps at 2 bits.
+        per_layer: other widths for some layers, by number: ``bits``, ``(key_bits, value_bits)``, or None for a layer
+            that is not packed.
+
+    Raises:
+        TypeError: ``config`` is no configuration of transformers.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        ...                      num_attention_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        >>> model = LlamaForCausalLM(config).eval()
+        >>> cache = KIVICache(config, bits=4)
+        >>> out = model.generate(torch.arange(3, 63)[None].repeat(1, 10), past_key_values=cache, max_new_tokens=4)
+        >>> cache.get_seq_length(), cache.plain_bytes > 2 * cache.nbytes
+        (603, True)
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        bits: int = 4,
+        *,
+        key_bits: int | None = None,
+        value_bits: int | None = None,
+        group_size: int = 32,
+        residual_length: int = 128,
+        sinks: int = 4,
+        rotate_values: bool = False,
+        per_layer: Mapping[int, int | tuple[int, int] | None] | None = None,
+    ) -> None:
+        if not hasattr(config, "get_text_config"):
+            raise TypeError(f"config must be a model's configuration (model.config), got {type(config).__name__}")
+        widths = (
+            _width("key_bits", bits if key_bits is None else key_bits),
+            _width("value_bits", bits if value_bits is None else value_bits),
+        )
+        _width("bits", bits)
+        _whole("group_size", group_size, 8)
+        if group_size % 8:
+            raise ValueError(f"group_size must be a multiple of 8, such as 32, got {group_size}")
+        _whole("residual_length", residual_length, 0)
+        _whole("sinks", sinks, 0)
+        layers = DynamicCache(config=config).layers
+        chosen = dict.fromkeys(range(len(layers)), widths) | _others(per_layer, len(layers))
+        split = Split(sinks, residual_length, group_size)
+        for number, layer in enumerate(layers):
+            pair = chosen[number]
+            if type(layer) is DynamicLayer and pair is not None:
+                layers[number] = KIVILayer(*pair, group_size, split, rotate_values)
+        if not any(isinstance(layer, KIVILayer) for layer in layers):
+            raise ValueError("no layer of this model has a cache that grows with the text: there is nothing to pack")
+        super().__init__(layers=layers)
+
+    @property
+    def packed_layers(self) -> list[KIVILayer]:
+        """The layers that are packed."""
+        return [layer for layer in self.layers if isinstance(layer, KIVILayer)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all storages: codes, scales and offsets, windows, sinks, and layers that are not packed."""
+        return sum(sum(kinds.values()) for kinds in self.bytes_by_layer())
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes of the same tokens in the model's own precision."""
+        return sum(
+            layer.plain_bytes if isinstance(layer, KIVILayer) else sum(_plain(layer).values()) for layer in self.layers
+        )
+
+    def bytes_by_layer(self) -> list[dict[str, int]]:
+        """For each layer, bytes of its ``packed`` codes, ``metadata``, ``window`` and ``sinks``, or ``plain``."""
+        return [layer.bytes_by_kind() if isinstance(layer, KIVILayer) else _plain(layer) for layer in self.layers]
+
+    def set_padding(self, attention_mask: Tensor) -> None:
+        """Tells how many pads are before each row's first real token.
+
+        Models of transformers need no such call: it is read off the attention mask of their first pass.
+
+        Args:
+            attention_mask: [B, T], 0 for pads, as the tokenizer gives it.
+
+        Raises:
+            ValueError: there are tokens in the cache, or the mask has another shape.
+        """
+        if attention_mask.dim() != 2:
+            raise ValueError(f"attention_mask must have the shape [rows, tokens], got {tuple(attention_mask.shape)}")
+        if any(layer.seen for layer in self.packed_layers):
+            raise ValueError("there are tokens in this cache: tell it of padding before the first pass, or reset() it")
+        for layer in self.packed_layers:
+            layer.padding = padding_of(attention_mask)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """As transformers asks for it; the padding is read off the mask that it is about to use."""
+        first = self.packed_layers[0]
+        if first.seen == 0 or any(first.seen <= pads for pads in first.padding):
+            mask = mask_of_caller(len(first.padding) if first.seen else None, first.seen + query_length)
+            if mask is not None:
+                pads = padding_of(mask[:, : first.seen + query_length])
+                for layer in self.packed_layers:
+                    layer.padding = list(pads)
+        return super().get_mask_sizes(query_length, layer_idx)
+
+
+def _others(per_layer: Any, count: int) -> dict[int, tuple[int, int] | None]:
+    found: dict[int, tuple[int, int] | None] = {}
+    for number, value in (per_layer or {}).items():
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
+            raise ValueError(f"per_layer: this model has layers 0 to {count - 1}, got {number!r}")
+        pair = value if isinstance(value, (tuple, list)) else (value, value)
+        if len(pair) != 2:
+            raise ValueError(f"per_layer: give bits, (key_bits, value_bits) or None for layer {number}, got {value!r}")
+        name = f"per_layer[{number}]"
+        found[number] = None if value is None else (_width(name, pair[0]), _width(name, pair[1]))
+    return found
+
+
+def _width(name: str, bits: Any) -> int:
+    if isinstance(bits, bool) or bits not in _BITS:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, _BITS))}, got {bits!r}")
+    return int(bits)
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _plain(layer: Any) -> dict[str, int]:
+    tensors = [t for t in (getattr(layer, "keys", None), getattr(layer, "values", None)) if isinstance(t, Tensor)]
+    return {"plain": sum(t.numel() * t.element_size() for t in tensors)}

@@ -1,0 +1,275 @@
+"""One layer of a :class:`KIVICache`: sinks and a recent window in full precision, packed chunks between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from graphlossy.llm.kv._chunks import Chunks
+from graphlossy.llm.kv._rotation import rotate
+from graphlossy.llm.kv._rows import Split, same
+
+__all__ = ["KIVILayer"]
+
+
+class KIVILayer(CacheLayerMixin):
+    """Keys and values of one attention layer (Liu et al., KIVI, ICML 2024, section 3).
+
+    Keys, after their rotary embedding, are rounded per channel in groups of ``chunk`` tokens, values per token in
+    groups of channels. A row's chunks are counted from its first real token, so they hold no pads, and the row is
+    stored as it would be alone in a batch without padding.
+
+    A rollback (:meth:`crop`) of up to ``chunk`` tokens leaves exactly what a layer that never saw them holds: that many
+    packed tokens stay in full precision too. After a larger one, tokens of a chunk that was cut come back rounded.
+
+    Args:
+        key_bits: width of the keys.
+        value_bits: width of the values.
+        group_size: tokens of a group of keys, and at most as many channels of a group of values.
+        split: of a row.
+        rotate_values: store values times a Hadamard matrix, which spreads large channels over all.
+
+    Attributes:
+        padding: pads before the first real token of each row.
+        seen: tokens of a row, pads included.
+    """
+
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(
+        self, key_bits: int, value_bits: int, group_size: int, split: Split, rotate_values: bool = False
+    ) -> None:
+        super().__init__()
+        self.split, self.rotate_values = split, rotate_values
+        self.key_chunks, self.value_chunks = Chunks(key_bits, split.chunk), Chunks(value_bits, group_size)
+        self.padding: list[int] = []
+        self.seen = 0
+        self._packed: list[int] = []  # chunks of each row
+        self._key_sinks: Tensor | None = None
+        self._value_sinks: Tensor | None = None
+
+    # -- what transformers calls --------------------------------------------------------------------------------------
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        batch = key_states.shape[0]
+        if len(self.padding) != batch:
+            self.padding = [0] * batch
+        self._packed = [0] * batch
+        # The window: the last tokens in full precision, from the first that some row has not packed, or may get back.
+        self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
+        self._key_sinks = key_states.new_zeros((*key_states.shape[:2], self.split.sinks, key_states.shape[-1]))
+        self._value_sinks = value_states.new_zeros((*value_states.shape[:2], self.split.sinks, value_states.shape[-1]))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Appends tokens [B, H, q, D]; returns all keys and values [B, H, T, D], the packed ones as they are decoded.
+
+        The new tokens are returned in full precision and packed afterwards, as KIVI's prefill does.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._check(key_states)
+        self.keys = torch.cat([self.keys, key_states], -2)
+        self.values = torch.cat([self.values, value_states], -2)
+        self.seen += key_states.shape[-2]
+        self._fill_sinks(key_states.shape[-2])
+        found = self.assembled()
+        self._pack()
+        return found
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.key_chunks = Chunks(self.key_chunks.bits, self.key_chunks.group_size)
+        self.value_chunks = Chunks(self.value_chunks.bits, self.value_chunks.group_size)
+        self.keys = self.values = self._key_sinks = self._value_sinks = None
+        self.padding, self._packed, self.seen, self.is_initialized = [], [], 0, False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last ``-tokens_to_remove`` tokens of every row.
+
+        Raises:
+            ValueError: the number is positive, or there are not so many tokens.
+        """
+        if tokens_to_remove > 0 or -tokens_to_remove > self.seen:
+            raise ValueError(
+                f"crop takes the tokens to remove as a negative number: 0 to -{self.seen}, got {tokens_to_remove}"
+            )
+        if tokens_to_remove == 0:
+            return
+        seen = self.seen + tokens_to_remove
+        packed = [min(n, self.split.chunks(seen - pads)) for n, pads in zip(self._packed, self.padding, strict=True)]
+        first, gone = self._kept_from(seen, packed), self._window_from
+        windows = self.keys, self.values
+        if first < gone:  # tokens come back that are in full precision no more
+            windows = tuple(
+                torch.cat([t[..., :gone, :], w], -2) for t, w in zip(self.assembled(), windows, strict=True)
+            )
+            gone = 0
+        self.keys, self.values = (t[..., max(0, first - gone) : max(0, seen - gone), :].clone() for t in windows)
+        self.seen, self._packed = seen, packed
+        for chunks in (self.key_chunks, self.value_chunks):
+            chunks.keep(max(packed))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._take(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._take(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._take(torch.arange(len(self._packed)).repeat_interleave(repeats))
+
+    # -- what is stored -----------------------------------------------------------------------------------------------
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored."""
+        return sum(self.bytes_by_kind().values())
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes of the same tokens in full precision."""
+        if not self.is_initialized:
+            return 0
+        rows, heads = self.keys.shape[:2]
+        return self.seen * rows * heads * (self.keys.shape[-1] + self.values.shape[-1]) * self.keys.element_size()
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """Bytes of codes, of scales and offsets, of the window and of the sinks."""
+        chunks = (self.key_chunks, self.value_chunks)
+        metadata = sum(part.metadata_nbytes for part in chunks)
+
+        def plain(*tensors: Tensor | None) -> int:
+            return sum(t.untyped_storage().nbytes() for t in tensors if t is not None)
+
+        return {
+            "packed": sum(part.nbytes for part in chunks) - metadata,
+            "metadata": metadata,
+            "window": plain(self.keys, self.values),
+            "sinks": plain(self._key_sinks, self._value_sinks),
+        }
+
+    def assembled(self) -> tuple[Tensor, Tensor]:
+        """All keys and values [B, H, T, D] in floating point; pads that are in the window no more are zero."""
+        if not any(self._packed) and self._window_from == 0:
+            return self.keys, self.values
+        keys = self._front(self._key_sinks, self.key_chunks, True)
+        values = self._front(self._value_sinks, self.value_chunks, False)
+        return self._joined(keys, self.keys), self._joined(values, self.values)
+
+    @property
+    def _window_from(self) -> int:
+        return self.seen - self.keys.shape[-2]
+
+    def _front(self, sinks: Tensor | None, chunks: Chunks, by_channel: bool) -> Tensor:
+        """Sinks and packed tokens [B, H, R, D] of every row from its first real token on."""
+        assert sinks is not None
+        if chunks.count == 0:
+            return sinks
+        decoded = chunks.read(self.dtype)
+        if by_channel:
+            decoded = decoded.transpose(-1, -2)
+        elif self.rotate_values:
+            decoded = rotate(decoded)
+        return torch.cat([sinks, decoded.flatten(2, 3)], 2)
+
+    def _joined(self, front: Tensor, window: Tensor) -> Tensor:
+        """Pads, the sinks and packed tokens of ``front``, which begins at each row's first real token, the window."""
+        gone, split = self._window_from, self.split
+        ends = [
+            pads + min(split.sinks, self.seen - pads) + n * split.chunk if self.seen > pads else 0
+            for pads, n in zip(self.padding, self._packed, strict=True)
+        ]  # of what is taken from front
+        if front.shape[2] == 0:  # nothing but pads has left the window
+            return torch.cat([front.new_zeros((*front.shape[:2], gone, front.shape[-1])), window], -2)
+        if same(self.padding):
+            pads, end = self.padding[0], max(ends[0], gone)
+            none = front.new_zeros((*front.shape[:2], min(pads, end), front.shape[-1]))
+            return torch.cat([none, front[..., : max(0, end - pads), :], window[..., end - gone :, :]], -2)
+        end = max(gone, *ends)
+        place = (torch.arange(end) - torch.tensor(self.padding)[:, None]).to(front.device)
+        index = place.clamp(0, front.shape[2] - 1)[:, None, :, None].expand(-1, front.shape[1], -1, front.shape[-1])
+        first = front.gather(2, index).masked_fill_((place < 0)[:, None, :, None], 0)
+        recent = torch.arange(gone, end)[None] >= torch.tensor(ends)[:, None]
+        mixed = torch.where(
+            recent[:, None, :, None].to(front.device), window[..., : end - gone, :], first[..., gone:, :]
+        )
+        return torch.cat([first[..., :gone, :], mixed, window[..., end - gone :, :]], -2)
+
+    def _kept_from(self, seen: int, packed: list[int]) -> int:
+        """The first token that has to be in the window: a chunk before the first that some row has not packed."""
+        sinks, chunk = self.split.sinks, self.split.chunk
+        return min(
+            pads + min(sinks, max(0, seen - pads)) + max(0, n - 1) * chunk
+            for pads, n in zip(self.padding, packed, strict=True)
+        )
+
+    def _fill_sinks(self, new: int) -> None:
+        """Copies the tokens that are sinks among the last ``new`` ones."""
+        assert self._key_sinks is not None and self._value_sinks is not None
+        before, gone = self.seen - new, self._window_from
+        for row, pads in enumerate(self.padding):
+            first, last = max(0, before - pads), min(self.split.sinks, self.seen - pads)
+            if first < last:
+                here = slice(pads + first - gone, pads + last - gone)
+                self._key_sinks[row, :, first:last] = self.keys[row, :, here]
+                self._value_sinks[row, :, first:last] = self.values[row, :, here]
+
+    def _pack(self) -> None:
+        """Packs the chunks that have left the window, rows of equal places together, and lets the window move on."""
+        gone, chunk = self._window_from, self.split.chunk
+        due: dict[tuple[int, int, int], list[int]] = {}
+        for row, pads in enumerate(self.padding):
+            target = self.split.chunks(self.seen - pads)
+            if target > self._packed[row]:
+                due.setdefault((pads, self._packed[row], target), []).append(row)
+        for (pads, first, target), rows in due.items():
+            start = pads + self.split.sinks + first * chunk - gone
+            here = slice(start, start + (target - first) * chunk)
+            which: Any = slice(None) if len(rows) == len(self.padding) else rows
+            keys, values = (t[which][:, :, here].unflatten(2, (-1, chunk)) for t in (self.keys, self.values))
+            values = rotate(values) if self.rotate_values else values
+            self.key_chunks.write(keys.transpose(-1, -2), rows, first, len(self.padding))
+            self.value_chunks.write(values, rows, first, len(self.padding))
+            for row in rows:
+                self._packed[row] = target
+        first = self._kept_from(self.seen, self._packed) - gone
+        if first > 0:
+            self.keys, self.values = (t[..., first:, :].clone() for t in (self.keys, self.values))
+
+    def _take(self, rows: Tensor) -> None:
+        if not self.is_initialized:
+            return
+        places = range(len(self.padding))
+        chosen = [places[int(i)] for i in (rows.nonzero().flatten() if rows.dtype == torch.bool else rows).tolist()]
+        index = torch.tensor(chosen, dtype=torch.long, device=self.device)
+        self.keys, self.values, self._key_sinks, self._value_sinks = (
+            t.index_select(0, index) for t in (self.keys, self.values, self._key_sinks, self._value_sinks)
+        )
+        self.key_chunks.select(index)
+        self.value_chunks.select(index)
+        self.padding, self._packed = ([values[i] for i in chosen] for values in (self.padding, self._packed))
+
+    def _check(self, keys: Tensor) -> None:
+        batch, heads, _, width = keys.shape
+        assert self._key_sinks is not None
+        if (batch, heads, width) != (self._key_sinks.shape[0], self._key_sinks.shape[1], self._key_sinks.shape[3]):
+            have = self._key_sinks.shape
+            raise ValueError(
+                f"this cache holds {have[0]} rows of {have[1]} heads of {have[3]}, and was given keys of {batch} rows "
+                f"of {heads} heads of {width}: use a new cache for another batch or model, or reset() this one"
+            )

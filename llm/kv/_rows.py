@@ -1,0 +1,76 @@
+"""Which tokens of a row are in full precision and which are packed, from numbers alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Split", "padding_of"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a row of real tokens is divided: sinks, packed chunks, and the recent window.
+
+    The first ``sinks`` tokens stay in full precision, and so do at least ``window`` recent ones; whole chunks of
+    ``chunk`` tokens between them are packed, oldest first. It follows from the number of tokens alone, so it does not
+    matter in which pieces they came.
+
+    Example:
+        >>> split = Split(sinks=4, window=8, chunk=4)
+        >>> [split.chunks(n) for n in (0, 15, 16, 19, 20)], split.window_start(21)
+        ([0, 0, 1, 1, 2], 12)
+    """
+
+    sinks: int
+    window: int
+    chunk: int
+
+    def chunks(self, tokens: int) -> int:
+        """Packed chunks of a row of ``tokens`` real tokens."""
+        return max(0, tokens - self.sinks - self.window) // self.chunk
+
+    def window_start(self, tokens: int) -> int:
+        """The first real token that is neither a sink nor packed."""
+        return min(self.sinks, max(0, tokens)) + self.chunks(tokens) * self.chunk
+
+
+def padding_of(mask: Tensor) -> list[int]:
+    """Pads before the first real token of every row, of an attention mask [B, T] that is 0 for pads.
+
+    Example:
+        >>> import torch
+        >>> padding_of(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]))
+        [2, 0, 4]
+    """
+    real = mask != 0
+    first = real.int().argmax(1)
+    none = ~real.any(1)
+    found: list[int] = first.masked_fill(none, mask.shape[1]).tolist()
+    return found
+
+
+def mask_of_caller(batch: int | None, tokens: int, depth: int = 2) -> Tensor | None:
+    """The attention mask [B, at least ``tokens``] that transformers makes a causal mask of at the moment.
+
+    A cache is told nothing of padding; but while that mask is made, the cache is asked for its sizes, by a function
+    whose argument ``attention_mask`` is the padding. Where there is none, no row is taken to be padded.
+    """
+    frame: Any = sys._getframe(depth)
+    for _ in range(3):
+        if frame is None:
+            return None
+        mask = frame.f_locals.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= tokens:
+            return mask if batch is None or mask.shape[0] == batch else None
+        frame = frame.f_back
+    return None
+
+
+def same(values: Sequence[int]) -> bool:
+    """Whether all are equal."""
+    return len(set(values)) <= 1

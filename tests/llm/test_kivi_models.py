@@ -1,0 +1,194 @@
+"""The cache inside transformers' models: families, padding, beams, rollbacks, turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from graphlossy import llm
+
+transformers = pytest.importorskip("transformers")
+KIVICache, DynamicCache = llm.KIVICache, transformers.DynamicCache
+WORDS = 96
+COMMON = {"vocab_size": WORDS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+SIZES = {
+    **COMMON, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024,
+}  # fmt: skip
+FAMILIES: dict[str, Any] = {
+    "llama": lambda: transformers.LlamaConfig(**SIZES),
+    "qwen2": lambda: transformers.Qwen2Config(**SIZES),
+    "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=16),
+    "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=None),
+    "gemma2": lambda: transformers.Gemma2Config(**SIZES, head_dim=16, sliding_window=24),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **SIZES, head_dim=16, sliding_window=24, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "gpt2": lambda: transformers.GPT2Config(**COMMON, n_embd=64, n_layer=2, n_head=4, n_positions=1024),
+    "phi": lambda: transformers.PhiConfig(**{**SIZES, "num_key_value_heads": 4}),
+}
+
+
+def model_of(family: str) -> Any:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
+    for parameter in model.parameters():  # far from uniform, so that words differ clearly
+        if parameter.dim() == 2:
+            parameter.data.mul_(3)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def small(config: Any, bits: int = 8, **options: Any) -> Any:
+    """A cache that packs early."""
+    return KIVICache(config, bits, **{"group_size": 8, "residual_length": 8, "sinks": 2, **options})
+
+
+def prompt(rows: int, count: int) -> Tensor:
+    return torch.randint(3, WORDS, (rows, count), generator=torch.Generator().manual_seed(1))
+
+
+def generate(model: Any, cache: Any, ids: Tensor, new: int = 24, **options: Any) -> Any:
+    options = {"do_sample": False, "max_new_tokens": new, "output_logits": True, "return_dict_in_generate": True,
+               "attention_mask": torch.ones_like(ids), **options}  # fmt: skip
+    return model.generate(ids, past_key_values=cache, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_generates_what_it_would(family: str) -> None:
+    model, ids = model_of(family), prompt(2, 40)
+    plain, packed = (generate(model, cache, ids) for cache in (DynamicCache(config=model.config), small(model.config)))
+    cache = packed.past_key_values
+    assert isinstance(cache, KIVICache) and cache.get_seq_length() == 63
+    assert all(layer.key_chunks.count == (63 - 2 - 8) // 8 for layer in cache.packed_layers)
+    close(plain, packed)
+    exact = generate(model, KIVICache(model.config), ids)  # the window takes all of it
+    assert torch.equal(exact.sequences, plain.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(exact.logits, plain.logits, strict=True))
+
+
+def close(plain: Any, packed: Any, within: float = 0.05) -> None:
+    """Equal words as long as the plain model does not waver, and logits within a share of their spread."""
+    for step, (a, b) in enumerate(zip(plain.logits, packed.logits, strict=True)):
+        rows = (
+            plain.sequences[:, : -len(plain.logits) + step] == packed.sequences[:, : -len(plain.logits) + step]
+        ).all(1)
+        assert rows.any()
+        assert float((a - b)[rows].abs().max()) < within * float(a[rows].std()), step
+
+
+def test_rows_padded_on_the_left_are_what_they_are_alone() -> None:
+    model, ids = model_of("llama"), prompt(3, 50)
+    mask = torch.ones_like(ids)
+    for row, pads in enumerate((0, 17, 31)):
+        ids[row, :pads], mask[row, :pads] = 0, 0
+    cache = small(model.config, 2)
+    together = generate(model, cache, ids, attention_mask=mask)
+    assert cache.packed_layers[1].padding == [0, 17, 31]
+    for row, pads in enumerate((0, 17, 31)):
+        alone = generate(model, small(model.config, 2), ids[row : row + 1, pads:])
+        for a, b in zip(together.logits, alone.logits, strict=True):
+            assert torch.allclose(a[row], b[0], atol=1e-3)
+        assert torch.equal(together.sequences[row, 50:], alone.sequences[0, 50 - pads :])
+
+
+def test_padding_is_known_however_the_prompt_comes() -> None:
+    model, ids = model_of("llama"), prompt(2, 40)
+    mask = torch.ones_like(ids)
+    ids[1, :21], mask[1, :21] = 0, 0
+    found = []
+    for pieces in ([40], [10, 10, 20], [1] * 40):
+        cache, start = small(model.config, 4), 0
+        for piece in pieces:
+            end = start + piece
+            places = (mask[:, :end].cumsum(1) - 1).clamp(min=0)[:, start:end]
+            with torch.no_grad():
+                out = model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, position_ids=places)
+            start = end
+        assert all(layer.padding == [0, 21] for layer in cache.packed_layers)
+        found.append(out.logits[:, -1])
+    told = small(model.config, 4)
+    told.set_padding(mask)
+    assert told.packed_layers[0].padding == [0, 21]
+    assert torch.allclose(found[1], found[2], atol=0.3) and torch.allclose(found[0], found[1], atol=0.5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_beams(family: str) -> None:
+    model, ids = model_of(family), prompt(2, 30)
+    options = {"num_beams": 3, "output_logits": False}
+    plain = generate(model, DynamicCache(config=model.config), ids, **options)
+    exact = generate(model, KIVICache(model.config), ids, **options)
+    assert torch.equal(plain.sequences, exact.sequences)
+    packed = generate(model, small(model.config), ids, **options)
+    assert packed.past_key_values.get_seq_length() == 53 and packed.past_key_values.packed_layers[0].key_chunks.count
+    agree = (plain.sequences == packed.sequences).float().mean()
+    assert agree > 0.9
+
+
+def test_assisted_decoding_rolls_back() -> None:
+    model, helper, ids = model_of("llama"), model_of("llama"), prompt(1, 40)
+    for parameter in helper.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.02)  # agrees now and then
+    plain = generate(model, small(model.config), ids, output_logits=False)
+    assisted = generate(model, small(model.config), ids, output_logits=False, assistant_model=helper)
+    assert torch.equal(plain.sequences[:, :44], assisted.sequences[:, :44])
+    assert assisted.past_key_values.get_seq_length() == 63
+
+
+def test_several_turns() -> None:
+    model, ids, cache = model_of("llama"), prompt(1, 40), None
+    cache = small(model.config, 4)
+    first = generate(model, cache, ids, 10).sequences
+    longer = torch.cat([first, prompt(1, 15)], 1)
+    second = generate(model, cache, longer, 10)
+    assert cache.get_seq_length() == 74 and second.sequences.shape == (1, 75)
+    assert torch.equal(second.sequences[:, :65], longer)
+
+
+def test_layers_of_their_own_widths() -> None:
+    config = FAMILIES["llama"]()
+    cache = small(config, 2, per_layer={0: (8, 4), 1: None})
+    assert (cache.layers[0].key_chunks.bits, cache.layers[0].value_chunks.bits) == (8, 4)
+    assert cache.packed_layers == cache.layers[:1]
+    generate(model_of("llama"), cache, prompt(2, 40), 4)
+    assert cache.bytes_by_layer()[1].keys() == {"plain"} and cache.nbytes < cache.plain_bytes
+    mixed = KIVICache(config, 4, key_bits=8, value_bits=2)
+    assert (mixed.layers[1].key_chunks.bits, mixed.layers[1].value_chunks.bits) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"bits": 5}, "key_bits must be one of 1, 2, 3, 4, 8, got 5"),
+        ({"key_bits": 16}, "key_bits must be one of"),
+        ({"value_bits": True}, "value_bits must be one of"),
+        ({"group_size": 12}, "group_size must be a multiple of 8"),
+        ({"group_size": 0}, "group_size must be a whole number of at least 8, got 0"),
+        ({"residual_length": -1}, "residual_length must be a whole number of at least 0"),
+        ({"sinks": 1.5}, "sinks must be a whole number"),
+        ({"per_layer": {2: 4}}, "this model has layers 0 to 1, got 2"),
+        ({"per_layer": {0: (4, 4, 4)}}, "give bits, (key_bits, value_bits) or None for layer 0"),
+        ({"per_layer": {0: None, 1: None}}, "nothing to pack"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        KIVICache(FAMILIES["llama"](), **options)
+    assert said in str(error.value)
+
+
+def test_another_object_than_a_configuration_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"model's configuration \(model.config\), got Linear"):
+        KIVICache(torch.nn.Linear(2, 2))
+    cache = small(FAMILIES["llama"]())
+    with pytest.raises(ValueError, match=r"shape \[rows, tokens\]"):
+        cache.set_padding(torch.ones(3))
+    generate(model_of("llama"), cache, prompt(2, 20), 2)
+    with pytest.raises(ValueError, match="before the first pass"):
+        cache.set_padding(torch.ones(2, 20))
+    with pytest.raises(ValueError, match="holds 2 rows of 2 heads of 16"):
+        model_of("llama")(prompt(3, 1), past_key_values=cache)
