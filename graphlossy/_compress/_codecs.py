@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphlossy._compress._storages import cast_like, layout_of
 from graphlossy.core import PackedMask, QuantizedTensor, pack_mask, quantize, unpack_mask
 from graphlossy.core._memory import MUCH, release_free_memory
 
 __all__ = [
     "Alive",
+    "CastAgain",
     "Kept",
     "LowBit",
     "Narrowed",
@@ -64,6 +66,24 @@ class Alive:
                 f"version {self.version}"
             )
         return self.tensor
+
+
+class CastAgain(Alive):
+    """A copy of a parameter in another type, made again from the parameter.
+
+    Args:
+        source: the parameter.
+        copy: of which only the type and the layout are kept.
+    """
+
+    __slots__ = ("_as",)
+
+    def __init__(self, source: Tensor, copy: Tensor) -> None:
+        super().__init__(source)
+        self._as = copy.dtype, *layout_of(copy)
+
+    def unpack(self) -> Tensor:
+        return cast_like(super().unpack(), *self._as)
 
 
 class Kept(Alive):

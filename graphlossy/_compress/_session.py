@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from graphlossy._compress._bits import BitPolicy
 from graphlossy._compress._codecs import (
     Alive,
+    CastAgain,
     Kept,
     LowBit,
     Narrowed,
@@ -39,7 +40,7 @@ from graphlossy._compress._intercept import Interceptor
 from graphlossy._compress._modules import ModuleStack
 from graphlossy._compress._recompute import KnownTensors
 from graphlossy._compress._rules import op_name, rule_for
-from graphlossy._compress._storages import FirstTimes, address_of, lives_anyway, storage_of
+from graphlossy._compress._storages import FirstTimes, address_of, cast_source, lives_anyway, storage_of
 from graphlossy.core import narrow_index
 from graphlossy.core.ledger import GRADIENTS, Ledger, Record
 
@@ -231,6 +232,12 @@ class Session(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             if storage_of(t) is None or t.numel() == 0 or self._is_over():
                 return t
+            source = cast_source(t, (*frame.args, *frame.kwargs.values()))
+            if source is not None and self._known is None:
+                return self._keep(t, t, frame)
+            if source is not None:
+                self._enter(t, frame, self._plain.bytes(t), 0, 8.0 * t.element_size(), "exact", "recomputed", None)
+                return CastAgain(source, t)
             if lives_anyway(t):
                 return Alive(t)
             if frame.name == "sparse_mm" and t.dim() == 1:  # the cached graph's own arrays

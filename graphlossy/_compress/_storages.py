@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["FirstTimes", "address_of", "lives_anyway", "storage_of"]
+__all__ = ["FirstTimes", "address_of", "cast_like", "cast_source", "layout_of", "lives_anyway", "storage_of"]
 
+Size = tuple[int, ...]
 _VIEWS_OF_PARAMETERS = frozenset(
     f"{name}Backward0"
     for name in "ToCopy T Transpose Permute View ReshapeAlias UnsafeView Expand Select Slice Split Clone".split()
 )
+
+# Those that leave the order in memory alone.
+_CASTS_AND_VIEWS = _VIEWS_OF_PARAMETERS - {"CloneBackward0"}
 
 
 def storage_of(value: Any) -> torch.UntypedStorage | None:
@@ -39,16 +44,60 @@ def lives_anyway(t: Tensor) -> bool:
     base = t._base if t._is_view() and t._base is not None else t
     if base.is_leaf:
         return base.requires_grad or isinstance(base, nn.Parameter)
-    node = base.grad_fn
-    for _ in range(4):
-        if node is None or node.name() not in _VIEWS_OF_PARAMETERS:
-            return False
-        (node, _), *rest = node.next_functions
-        if rest:
-            return False
-        if node is not None and node.name().endswith("AccumulateGrad"):
-            return True
-    return False
+    return _leaf_behind(base, _VIEWS_OF_PARAMETERS) is not None
+
+
+def _leaf_behind(t: Tensor, passed: frozenset[str]) -> Tensor | None:
+    """The leaf that ``t`` was made of by these operations alone."""
+    node = t.grad_fn
+    for _ in range(5):
+        if node is None:
+            return None
+        if node.name().endswith("AccumulateGrad"):
+            leaf: Tensor = getattr(node, "variable")  # noqa: B009 (typing knows it not)
+            return leaf
+        if node.name() not in passed or len(node.next_functions) != 1:
+            return None
+        node = node.next_functions[0][0]
+    return None
+
+
+def cast_source(t: Tensor, arguments: Iterable[Any]) -> Tensor | None:
+    """The parameter that ``t`` is a copy of in another type, or a view of such a copy: autocast makes them.
+
+    Args:
+        t: saved by an operation.
+        arguments: of the operation. Only they tell where the copy of a frozen parameter comes from.
+    """
+    if t.grad_fn is not None:
+        leaf = _leaf_behind(t, _CASTS_AND_VIEWS)
+        return leaf if leaf is not None and _may_be_cast(t, leaf) else None
+    if t.requires_grad:
+        return None
+    tensors = [a for a in arguments if isinstance(a, Tensor) and a.numel() == t.numel()]
+    for source in tensors:
+        if isinstance(source, nn.Parameter) and not source.requires_grad and _may_be_cast(t, source):
+            # Another argument of as many elements may be what was copied.
+            if len(tensors) == 1 or torch.equal(cast_like(source, t.dtype, *layout_of(t)), t):
+                return source
+    return None
+
+
+def _may_be_cast(t: Tensor, source: Tensor) -> bool:
+    if type(source) not in (Tensor, nn.Parameter) or not t.is_floating_point() or not source.is_floating_point():
+        return False
+    same_place = t.dtype != source.dtype and t.device == source.device
+    return same_place and t.untyped_storage().nbytes() == source.numel() * t.element_size()
+
+
+def cast_like(source: Tensor, dtype: torch.dtype, size: Size, stride: Size, offset: int) -> Tensor:
+    """A copy of ``source`` in another type, viewed with this layout."""
+    return source.detach().to(dtype).as_strided(size, stride, offset)
+
+
+def layout_of(t: Tensor) -> tuple[Size, Size, int]:
+    """Size, strides and offset."""
+    return tuple(t.size()), t.stride(), int(t.storage_offset())
 
 
 class FirstTimes:

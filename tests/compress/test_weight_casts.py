@@ -1,0 +1,118 @@
+"""Copies of weights in another type, as autocast makes them: exact, counted, and made again where that is asked for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphlossy
+
+
+class Transposed(nn.Module):
+    """A weight that is stored the other way round, as GPT-2's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, 48))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(torch.ones(48), x.flatten(0, -2), self.weight)
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(64, 48),
+    "transposed": Transposed,
+    "convolution": lambda: nn.Sequential(nn.Unflatten(-1, (4, 16)), nn.Conv1d(4, 8, 3)),
+    "twice": lambda: (lambda layer: nn.Sequential(layer, nn.SiLU(), layer))(nn.Linear(64, 64)),
+}
+
+
+def step(module: nn.Module, x: Tensor, **options: object) -> tuple[list[Tensor | None], graphlossy.Ledger]:
+    """Gradients of the input and the parameters, and the ledger."""
+    leaf = x.clone().requires_grad_()
+    module.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16), graphlossy.compress(seed=1, **options) as ledger:  # type: ignore[call-overload]
+        out = module(leaf * 1)
+    out.float().square().sum().backward()
+    return [leaf.grad, *(p.grad for p in module.parameters())], ledger
+
+
+def weights_in(ledger: graphlossy.Ledger, module: nn.Module) -> list[graphlossy.core.ledger.Record]:
+    shapes = {shape for p in module.parameters() for shape in (tuple(p.shape), tuple(p.shape[::-1]))}
+    return [record for record in ledger.records if record.shape in shapes]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", MODULES)
+def test_gradients_are_torchs_and_no_copy_is_kept(name: str, frozen: bool) -> None:
+    module, x = MODULES[name]().requires_grad_(not frozen), torch.randn(200, 64)
+    expected, counted = step(module, x, bits=None)
+    found, ledger = step(module, x, bits=None, recompute=True)
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+    plain = weights_in(counted, module)
+    assert plain and all(r.how in ("exact", "shared") and r.dtype == "bfloat16" for r in plain)
+    assert sum(r.saved_bytes for r in plain) == sum(r.plain_bytes for r in plain) > 0
+    again = weights_in(ledger, module)
+    assert len(again) == len(plain) and all(r.how == "recomputed" and r.saved_bytes == 0 for r in again)
+    assert ledger.plain_bytes == counted.plain_bytes
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_weight_is_never_rounded(frozen: bool, recompute: bool) -> None:
+    """The gradient of the input is a product with the weight alone."""
+    module, x = nn.Linear(64, 96).requires_grad_(not frozen), torch.randn(300, 64)
+    expected, found = (
+        step(module, x, bits=bits, recompute=recompute)[0][0] for bits in (None, 1)
+    )  # fmt: skip
+    assert expected is not None and found is not None and torch.equal(found, expected)
+
+
+def test_another_argument_of_as_many_elements_is_not_the_weight() -> None:
+    module, x = nn.Linear(64, 64).requires_grad_(False), torch.randn(64, 64)
+    expected, _ = step(module, x, bits=None)
+    found, _ = step(module, x, bits=None, recompute=True)
+    assert torch.equal(found[0], expected[0])  # type: ignore[arg-type]
+    w = nn.Parameter(torch.randn(64, 64), requires_grad=False)
+    a, b = torch.randn(64, 64, requires_grad=True), torch.randn(64, 64)
+    with torch.autocast("cpu", torch.bfloat16), graphlossy.compress(bits=None, recompute=True) as ledger:
+        out = (a * 1) @ w + (a * 1) @ b
+    out.sum().backward()
+    exact = torch.ones(64, 64).bfloat16() @ w.t().bfloat16() + torch.ones(64, 64).bfloat16() @ b.t().bfloat16()
+    assert torch.allclose(a.grad, exact.float(), rtol=0.05, atol=0.5)  # type: ignore[arg-type]
+    assert [r.how for r in ledger.records if r.shape == (64, 64)].count("recomputed") == 1
+
+
+def test_a_weight_that_was_changed_is_noticed() -> None:
+    module, x = nn.Linear(64, 64), torch.randn(100, 64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), graphlossy.compress(bits=4, recompute=True):
+        out = module(x * 1)
+    with torch.no_grad():
+        module.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.float().sum().backward()
+
+
+def test_a_model_switched_on_learns_the_same() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 128), nn.GELU(), nn.Linear(128, 8))
+    model[2].requires_grad_(False)
+    other = copy.deepcopy(model)
+    graphlossy.compress(other, bits=None, recompute=True, seed=0)
+    for each in (model, other):
+        optimizer = torch.optim.SGD([p for p in each.parameters() if p.requires_grad], lr=0.1)
+        for number in range(3):
+            x = torch.randn(64, 64, generator=torch.Generator().manual_seed(number))
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = F.mse_loss(each(x).float(), torch.ones(64, 8))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
