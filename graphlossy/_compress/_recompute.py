@@ -32,6 +32,7 @@ _LINEAR = frozenset(
 _NONLINEAR = frozenset("pow square rsqrt silu gelu relu sigmoid tanh rms_norm layer_norm".split())
 # These may save a copy of an argument in another type (autocast) in place of the argument.
 _CASTING = frozenset("linear matmul mm addmm bmm baddbmm".split())
+_SAME_ORDER = frozenset(f"{name}Backward0" for name in "View UnsafeView ReshapeAlias".split())
 # These save their own result.
 _OWN_RESULTS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 # Most operations that run to compute one tensor again. Without a limit a deep network of nothing but cheap operations
@@ -286,9 +287,13 @@ def _is_unchanged(alive: Alive) -> bool:
 
 
 def _is_cast_of(t: Tensor, original: Tensor) -> bool:
-    if t.grad_fn is None or t.grad_fn.name() != "ToCopyBackward0":
+    """Whether ``t`` is a copy of ``original`` in another type, perhaps as a matrix of all its rows."""
+    node = t.grad_fn
+    while node is not None and node.name() in _SAME_ORDER:
+        node = node.next_functions[0][0]
+    if node is None or node.name() != "ToCopyBackward0" or t.numel() != original.numel():
         return False
-    node, index = t.grad_fn.next_functions[0]
+    node, index = node.next_functions[0]
     return node is original.grad_fn and index == original.output_nr
 
 

@@ -109,9 +109,13 @@ def _like_inputs(saved: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def _attended(saved: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any] = _NOTHING) -> bool:
     # Query, key, value and the result. A mask, with its infinities, or a softmax may have the same shape.
-    inputs = (_arg(args, kwargs, i, name, None) for i, name in enumerate(("query", "key", "value")))
-    if any(isinstance(a, Tensor) and a.data_ptr() == saved.data_ptr() for a in inputs):
+    named = (_arg(args, kwargs, i, name, None) for i, name in enumerate(("query", "key", "value")))
+    inputs = [a for a in named if isinstance(a, Tensor)]
+    if any(a.data_ptr() == saved.data_ptr() for a in inputs):
         return True
+    if saved.grad_fn is not None and saved.grad_fn.name() == "ToCopyBackward0":  # of autocast
+        original = saved.grad_fn.next_functions[0][0]
+        return any(a.grad_fn is original and a.shape == saved.shape for a in inputs)
     return _made_by(saved).startswith("ScaledDotProduct") and saved.dim() > 3
 
 

@@ -47,6 +47,16 @@ def test_autocast_keeps_no_cast_copies() -> None:
                    *x_and((D,), SQUARE, SQUARE, SQUARE), amp=True) == ["mul", *["matmul"] * 6]  # fmt: skip
 
 
+def test_autocast_keeps_no_cast_copies_of_batches() -> None:
+    """A linear layer saves the rows of all samples as one matrix."""
+
+    def fn(x: Tensor, g: Tensor, w: Tensor) -> Tensor:
+        h = rms_norm(x.view(4, -1, D) + 0, g)
+        return F.linear(h, w) * F.linear(h, w.t())
+
+    assert compare(fn, *x_and((D,), SQUARE), amp=True).count("linear") == 4  # two inputs, two copies of one weight
+
+
 def test_autocast_of_two_arguments_of_one_size() -> None:
     def fn(x: Tensor, y: Tensor) -> Tensor:
         return (x * 1.5).sigmoid() @ (y * 1.5).tanh() + F.silu(y * 2).tanh() @ (x * 2).sigmoid()

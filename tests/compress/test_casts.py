@@ -1,4 +1,4 @@
-"""Copies of weights in another type, as autocast makes them: exact, counted, and made again where that is asked for."""
+"""Copies in another type, as autocast makes them: of weights, exact and made again; of what attention is given."""
 
 from __future__ import annotations
 
@@ -63,6 +63,19 @@ def test_gradients_are_torchs_and_no_copy_is_kept(name: str, frozen: bool) -> No
     assert ledger.plain_bytes == counted.plain_bytes
 
 
+def test_parameters_stay_exact_under_autocast() -> None:
+    x = torch.randn(1000, 64)
+    linear = nn.Linear(64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        with graphlossy.compress(bits=2) as ledger:
+            out = linear(linear(linear(x)))
+    out.float().sum().backward()
+    assert all(r.dtype == "bfloat16" for r in ledger.records)
+    assert {(r.shape, r.how) for r in ledger.records} == {
+        ((1000, 64), "quantized"), ((64, 64), "exact"), ((64, 64), "shared")
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_weight_is_never_rounded(frozen: bool, recompute: bool) -> None:
@@ -116,3 +129,27 @@ def test_a_model_switched_on_learns_the_same() -> None:
             optimizer.zero_grad()
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_autocast_casts_for_attention_keeps_eight_bits() -> None:
+    """Rotary embeddings leave queries and keys in 32 bits, and autocast casts them."""
+
+    def attend(x: Tensor, mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x * 1.5, x + 1, x @ torch.eye(32), attn_mask=mask).float()
+
+    def error(amp: bool) -> float:
+        """Of the gradient, beside that of exact activations."""
+        x, mask = torch.randn(2, 4, 64, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 1, 64, 64)
+        grads = []
+        for bits in (None, 2):
+            leaf = x.clone().requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=amp), graphlossy.compress(bits=bits, seed=0) as ledger:
+                out = attend(leaf, mask)
+            out.square().sum().backward()
+            assert leaf.grad is not None
+            grads.append(leaf.grad)
+        saved = [r for r in ledger.records if r.op == "scaled_dot_product_attention" and r.shape == (2, 4, 64, 32)]
+        assert len(saved) == 4 and all(r.how == "quantized" and r.bits == 8 for r in saved)
+        return float((grads[1] - grads[0]).norm() / grads[0].norm())
+
+    assert 0 < error(True) < 1.5 * error(False)
