@@ -16,9 +16,12 @@ EXAMPLES = """\
   python -m benchmarks.readme              writes them
   python -m benchmarks.readme --check      exit code 1 if they show others than the result files hold"""
 
+NEEDED = ("memory", "bits_per_element", "accuracy", "llm_memory")
 README = Path(__file__).parents[1] / "README.md"
 PLAN = README.parent / "docs" / "plan.md"
 BEGIN, END = "<!-- figures: python -m benchmarks.readme -->", "<!-- /figures -->"
+LLM_BEGIN, LLM_END = "<!-- llm figures: python -m benchmarks.readme -->", "<!-- /llm figures -->"
+LLM_ROWS = {"exact": "nothing rounded, `bits=None`", "4-bit": "4 bits, the default", "lora + 4-bit": "LoRA and 4 bits"}
 MODELS = {
     "gcn": "GCN, 3 layers of {hidden}",
     "sage": "GraphSAGE, 3 layers of {hidden}",
@@ -58,6 +61,31 @@ def render(memory: dict[str, Any], bits: dict[str, Any], accuracy: dict[str, Any
     ])  # fmt: skip
 
 
+def render_llm(memory: dict[str, Any]) -> str:
+    """The text between the comments of the language models."""
+    size, rows = memory["settings"], memory["summary"]
+    body = []
+    for name, title in LLM_ROWS.items():
+        base = rows["lora" if name.startswith("lora") else "plain"]
+        row = rows[name]
+        peaks = base["peak_bytes"]["median"], row["peak_bytes"]["median"]
+        body.append([
+            title, _less(base["held_bytes"], row["held_bytes"]), _less(*peaks),
+            f"{row['seconds']['median'] / base['seconds']['median']:.2f}x",
+        ])  # fmt: skip
+    head = ["a step of fine-tuning, each against the same without", "saved for backward", "peak of a step", "time"]
+    where = f"{memory['machine']['cpu']}, {size['threads']} threads"
+    return (
+        f"SmolLM2-135M, {size['batch']} x {size['length']} tokens, float32, {where}; the peak is that beyond weights, "
+        f"gradients and optimizer state:\n\n{markdown(head, body)}\n\nGradient checkpointing, bfloat16, VeLoRA, "
+        "WTA-CRS and others in the same table: [docs/studies.md](docs/studies.md)."
+    )
+
+
+def _less(plain: float, ours: float) -> str:
+    return f"{_mb(plain)} → {_mb(ours)} ({plain / ours:.1f}x less)"
+
+
 def _against(found: dict[str, Any], variant: str, base: str) -> list[str]:
     if base not in found or variant not in found:
         return ["not measured"] * 3
@@ -65,8 +93,8 @@ def _against(found: dict[str, Any], variant: str, base: str) -> list[str]:
     ratio = ours[f"vs {base}"]
     peaks = (plain["peak_bytes"]["median"], ours["peak_bytes"]["median"])
     return [
-        f"{_mb(plain['held_bytes'])} → {_mb(ours['held_bytes'])} ({ratio['saved']:.1f}x less)",
-        f"{_mb(peaks[0])} → {_mb(peaks[1])} ({ratio['peak']:.1f}x less)",
+        _less(plain["held_bytes"], ours["held_bytes"]),
+        _less(*peaks),
         f"{ratio['time']:.2f}x",
     ]
 
@@ -107,12 +135,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     made.add_argument("--check", action="store_true", help="write nothing; compare")
     args = made.parse_args(argv)
-    missing = [name for name in ("memory", "bits_per_element", "accuracy") if not _file(name).exists()]
+    missing = [name for name in NEEDED if not _file(name).exists()]
     if missing:
         made.error(f"no results of {', '.join(missing)}; run `python -m benchmarks` first")
-    data = [json.loads(_file(name).read_text()) for name in ("memory", "bits_per_element", "accuracy")]
+    data = [json.loads(_file(name).read_text()) for name in NEEDED]
     old = README.read_text()
-    new = replace(old, render(*data))
+    new = replace(replace(old, render(*data[:3])), render_llm(data[3]), LLM_BEGIN, LLM_END)
     plan = PLAN.read_text()
     if args.check:
         return 0 if new == old and plan_table.is_current(plan, data[0]) else 1
