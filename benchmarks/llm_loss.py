@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import warnings
@@ -32,7 +33,7 @@ save_on_cpu change no number: their losses are the plain model's."""
 
 # Of those of `_llm.VARIANTS`, the ones that change numbers.
 SHOWN = ("plain", "4-bit", "pps 0.5 + 4-bit", "wta 0.3", "pps 0.3", "lora", "lora + 4-bit", "bf16", "velora", "2-bit")
-RATE, ADAPTER_RATE = 5e-5, 5e-4
+RATE, ADAPTER_RATE = 5e-5, 1e-3
 
 
 def train(spec: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +156,9 @@ def main(argv: list[str] | None = None) -> None:
     data = _report.header("llm_loss", settings)
     data["runs"] = _report.earlier(args.out, data, args.fresh).get("runs", {})
     jobs = [(seed, name) for seed in range(seeds) for name in variants]
-    folders = {job: args.folder / f"{job[1]}-{job[0]}".replace(" ", "") for job in jobs}
+    # A run that was stopped goes on only under the same settings.
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    folders = {job: args.folder / f"{job[1]}-{job[0]}-{digest}".replace(" ", "") for job in jobs}
     if args.fresh:
         for folder in folders.values():
             shutil.rmtree(folder, ignore_errors=True)

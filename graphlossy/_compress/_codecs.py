@@ -83,7 +83,12 @@ class CastAgain(Alive):
         self._as = copy.dtype, *layout_of(copy)
 
     def unpack(self) -> Tensor:
-        return cast_like(super().unpack(), *self._as)
+        if self.version is not None and self.tensor._version != self.version:
+            raise RuntimeError(
+                f"a weight of shape {tuple(self.tensor.shape)} was modified by an inplace operation before the "
+                "backward pass, so that the copy which autocast made of it cannot be made again: use recompute=False"
+            )
+        return cast_like(self.tensor, *self._as)
 
 
 class Kept(Alive):

@@ -40,7 +40,7 @@ from graphlossy._compress._intercept import Interceptor
 from graphlossy._compress._modules import ModuleStack
 from graphlossy._compress._recompute import KnownTensors
 from graphlossy._compress._rules import op_name, rule_for
-from graphlossy._compress._storages import FirstTimes, address_of, cast_source, lives_anyway, storage_of
+from graphlossy._compress._storages import FirstTimes, address_of, lives_anyway, storage_of, weight_copy
 from graphlossy.core import narrow_index
 from graphlossy.core.ledger import GRADIENTS, Ledger, Record
 
@@ -232,8 +232,8 @@ class Session(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             if storage_of(t) is None or t.numel() == 0 or self._is_over():
                 return t
-            source = cast_source(t, (*frame.args, *frame.kwargs.values()))
-            if source is not None and self._known is None:
+            copied, source = weight_copy(t, (*frame.args, *frame.kwargs.values()))
+            if copied and (source is None or self._known is None):
                 return self._keep(t, t, frame)
             if source is not None:
                 self._enter(t, frame, self._plain.bytes(t), 0, 8.0 * t.element_size(), "exact", "recomputed", None)

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["FirstTimes", "address_of", "cast_like", "cast_source", "layout_of", "lives_anyway", "storage_of"]
+__all__ = ["FirstTimes", "address_of", "cast_like", "layout_of", "lives_anyway", "storage_of", "weight_copy"]
 
 Size = tuple[int, ...]
 _VIEWS_OF_PARAMETERS = frozenset(
     f"{name}Backward0"
     for name in "ToCopy T Transpose Permute View ReshapeAlias UnsafeView Expand Select Slice Split Clone".split()
 )
-
-# Those that leave the order in memory alone.
-_CASTS_AND_VIEWS = _VIEWS_OF_PARAMETERS - {"CloneBackward0"}
 
 
 def storage_of(value: Any) -> torch.UntypedStorage | None:
@@ -62,32 +59,38 @@ def _leaf_behind(t: Tensor, passed: frozenset[str]) -> Tensor | None:
     return None
 
 
-def cast_source(t: Tensor, arguments: Iterable[Any]) -> Tensor | None:
-    """The parameter that ``t`` is a copy of in another type, or a view of such a copy: autocast makes them.
+def weight_copy(t: Tensor, arguments: Iterable[Any]) -> tuple[bool, Tensor | None]:
+    """Whether ``t`` is a copy of a weight in another type, as autocast makes them, and what makes the same numbers.
 
     Args:
         t: saved by an operation.
-        arguments: of the operation. Only they tell where the copy of a frozen parameter comes from.
+        arguments: of the operation. Only they tell where the copy of a frozen weight comes from.
+
+    Returns:
+        The second is the weight, or the view of it that was copied; None where a cast of it is not ``t``.
     """
     if t.grad_fn is not None:
-        leaf = _leaf_behind(t, _CASTS_AND_VIEWS)
-        return leaf if leaf is not None and _may_be_cast(t, leaf) else None
-    if t.requires_grad:
-        return None
-    tensors = [a for a in arguments if isinstance(a, Tensor) and a.numel() == t.numel()]
-    for source in tensors:
-        if isinstance(source, nn.Parameter) and not source.requires_grad and _may_be_cast(t, source):
-            # Another argument of as many elements may be what was copied.
-            if len(tensors) == 1 or torch.equal(cast_like(source, t.dtype, *layout_of(t)), t):
-                return source
-    return None
+        leaf = _leaf_behind(t, _VIEWS_OF_PARAMETERS)
+        if leaf is None or leaf.dtype == t.dtype:
+            return False, None
+        return True, leaf if _is_cast(t, leaf) else None
+    for source in arguments:
+        if isinstance(source, Tensor) and not source.requires_grad and not t.requires_grad:
+            base = source if source._base is None else source._base
+            if isinstance(base, nn.Parameter) and _is_cast(t, source):
+                return True, source
+    return False, None
 
 
-def _may_be_cast(t: Tensor, source: Tensor) -> bool:
+def _is_cast(t: Tensor, source: Tensor) -> bool:
+    """Compares the numbers: a copy may have been changed since, or lie in memory in another order."""
     if type(source) not in (Tensor, nn.Parameter) or not t.is_floating_point() or not source.is_floating_point():
         return False
-    same_place = t.dtype != source.dtype and t.device == source.device
-    return same_place and t.untyped_storage().nbytes() == source.numel() * t.element_size()
+    if t.dtype == source.dtype or t.device != source.device:
+        return False
+    if t.untyped_storage().nbytes() != source.numel() * t.element_size():
+        return False
+    return torch.equal(cast_like(source, t.dtype, *layout_of(t)), t)
 
 
 def cast_like(source: Tensor, dtype: torch.dtype, size: Size, stride: Size, offset: int) -> Tensor:

@@ -7,9 +7,14 @@ from torch import Tensor
 
 from graphlossy.core.quantize import QuantizedTensor, quantize
 
-__all__ = ["Chunks"]
+__all__ = ["Chunks", "writable"]
 
 _GROWTH = 16  # chunks of room at least, or a sixteenth of what there is
+
+
+def writable(t: Tensor) -> Tensor:
+    """Itself, or a copy of a tensor that was made under ``inference_mode`` and cannot be written outside it."""
+    return t.clone() if t.is_inference() and not torch.is_inference_mode_enabled() else t
 
 
 class Chunks:
@@ -58,6 +63,7 @@ class Chunks:
             self._shape = i, j
             self._parts = tuple(t.new_zeros((batch, heads, 0, *t.shape[3:])) for t in new)
         self._reserve(first + c)
+        self._parts = tuple(writable(part) for part in self._parts)
         everywhere = len(rows) == batch
         where = None if everywhere else torch.tensor(rows, device=chunks.device)
         for part, piece in zip(self._parts, new, strict=True):

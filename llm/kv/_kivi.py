@@ -22,7 +22,8 @@ class KIVICache(Cache):
     After KIVI (Liu et al., ICML 2024). Give it to any model of transformers: ``model.generate(**inputs,
     past_key_values=KIVICache(model.config))`` or ``model(..., past_key_values=cache)``. Only layers whose cache grows
     with the text are packed; sliding-window and linear-attention layers keep theirs. Rows padded on the left are stored
-    as they would be alone: chunks are counted from a row's first real token.
+    as they would be alone: chunks are counted from a row's first real token. It is for inference: no gradient passes
+    through it.
 
     Args:
         config: of the model.

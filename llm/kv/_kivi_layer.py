@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from graphlossy.llm.kv._chunks import Chunks
+from graphlossy.llm.kv._chunks import Chunks, writable
 from graphlossy.llm.kv._rotation import rotate
 from graphlossy.llm.kv._rows import Split, same
 
@@ -70,8 +70,10 @@ class KIVILayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends tokens [B, H, q, D]; returns all keys and values [B, H, T, D], the packed ones as they are decoded.
 
-        The new tokens are returned in full precision and packed afterwards, as KIVI's prefill does.
+        The new tokens are returned in full precision and packed afterwards, as KIVI's prefill does. No gradient passes
+        through.
         """
+        key_states, value_states = key_states.detach(), value_states.detach()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._check(key_states)
@@ -222,6 +224,8 @@ class KIVILayer(CacheLayerMixin):
         """Copies the tokens that are sinks among the last ``new`` ones."""
         assert self._key_sinks is not None and self._value_sinks is not None
         before, gone = self.seen - new, self._window_from
+        if before - max(self.padding) < self.split.sinks:
+            self._key_sinks, self._value_sinks = writable(self._key_sinks), writable(self._value_sinks)
         for row, pads in enumerate(self.padding):
             first, last = max(0, before - pads), min(self.split.sinks, self.seen - pads)
             if first < last:

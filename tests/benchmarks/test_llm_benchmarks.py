@@ -95,15 +95,25 @@ def test_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_loss_that_failed_is_told_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([{"error": "killed"}, {"valid": [[0, 3.0], [4, 2.0]], "train_loss": 2.0, "seconds_per_step": 1.0}])
-    monkeypatch.setattr(llm_loss, "in_child", lambda name, spec: next(answers))
+    folders: list[Path] = []
+
+    def answer(name: str, spec: dict) -> dict:
+        folders.append(Path(spec["folder"]))
+        return next(answers)
+
+    monkeypatch.setattr(llm_loss, "in_child", answer)
     options = ["--tiny", "--variants", "plain", "--seeds", "1", "--out", str(tmp_path / "out.json")]
     options += ["--folder", str(tmp_path)]
     llm_loss.main(options)
     assert json.loads((tmp_path / "out.json").read_text())["summary"] == {"plain": {"error": "killed"}}
-    (tmp_path / "plain-0").mkdir()  # as the run that was stopped left it
+    left = tmp_path / folders[0].name
+    left.mkdir()  # as the run that was stopped left it
     llm_loss.main(options)
     assert json.loads((tmp_path / "out.json").read_text())["summary"]["plain"]["valid"]["mean"] == 2.0
-    assert not (tmp_path / "plain-0").exists()
+    assert not left.exists() and folders[0] == folders[1]
+    answers = iter([{"error": "killed"}])
+    llm_loss.main([*options, "--rate", "1e-3", "--fresh"])
+    assert folders[2] != folders[0]  # other settings do not go on with that run
 
 
 def test_bars_of_the_loss() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphlossy
+from graphlossy._compress._storages import weight_copy
 
 
 class Transposed(nn.Module):
@@ -153,3 +154,78 @@ def test_what_autocast_casts_for_attention_keeps_eight_bits() -> None:
         return float((grads[1] - grads[0]).norm() / grads[0].norm())
 
     assert 0 < error(True) < 1.5 * error(False)
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "itself": lambda p: p,
+    "reshaped": lambda p: p.view(64, 96),
+    "transposed twice": lambda p: p.T.T,
+    "some rows": lambda p: p[:64],
+    "an expert": lambda p: p.view(2, 48, 64)[1],
+    "a matrix of others": lambda p: p.view(64, 96).t(),
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_of_a_weight_are_never_rounded(name: str, frozen: bool, recompute: bool) -> None:
+    p = nn.Parameter(torch.randn(96, 64), requires_grad=not frozen)
+    view = VIEWS[name](p)
+    x, grads, held = torch.randn(300, view.shape[1]), [], []
+    for bits in (None, 1):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16), graphlossy.compress(bits=bits, recompute=recompute) as ledger:
+            out = F.linear(leaf * 1, VIEWS[name](p))
+        out.float().square().sum().backward()
+        grads.append(leaf.grad)
+        held.append([r for r in ledger.records if r.shape != tuple(x.shape)])
+    assert torch.equal(grads[0], grads[1])  # type: ignore[arg-type]
+    for records in held:
+        assert [r.bits for r in records] == [16.0] and records[0].plain_bytes > 0
+        assert records[0].saved_bytes in (0, records[0].plain_bytes) and (recompute or records[0].saved_bytes)
+
+
+COPIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "channels last": lambda x, p: F.conv2d(
+        x.view(-1, 8, 4, 4).bfloat16(),
+        p.view(8, 8, 3, 3).to(torch.bfloat16, memory_format=torch.channels_last),
+        padding=1,
+    ),
+    "another order": lambda x, p: (
+        x[:, :24].bfloat16() @ p.view(24, 24).t().to(torch.bfloat16, memory_format=torch.contiguous_format).t()
+    ),
+    "two roundings": lambda x, p: x[:, :24] @ (p.view(24, 24) * 1e-6).to(torch.float16).to(torch.bfloat16).float(),
+    "widened": lambda x, p: x[:, :24].double() @ p.view(24, 24).to(torch.bfloat16).double(),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_that_is_no_plain_cast_stays(name: str) -> None:
+    p, x, grads = nn.Parameter(torch.randn(576)), torch.randn(40, 128), []
+    for recompute in (False, True):
+        leaf = x.clone().requires_grad_()
+        with graphlossy.compress(bits=None, recompute=recompute):
+            out = COPIES[name](leaf * 1, p)
+        out.float().square().sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(grads[0], grads[1])  # type: ignore[arg-type]
+
+
+def test_a_copy_that_was_changed_stays() -> None:
+    p, x, grads = nn.Parameter(torch.randn(64, 64)), torch.randn(100, 64), []
+    for recompute in (False, True):
+        leaf = x.clone().requires_grad_()
+        with graphlossy.compress(bits=None, recompute=recompute):
+            w = p.to(torch.bfloat16)
+            with torch.no_grad():
+                w.mul_(3)
+            out = (leaf * 1).bfloat16() @ w
+        out.float().sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(grads[0], grads[1])  # type: ignore[arg-type]
+
+
+def test_a_statistic_of_as_many_elements_is_not_the_weight() -> None:
+    weight = nn.Parameter(torch.ones(64, dtype=torch.bfloat16), requires_grad=False)
+    assert weight_copy(torch.randn(64, 1), (torch.randn(64, 64).bfloat16(), (64,), weight)) == (False, None)

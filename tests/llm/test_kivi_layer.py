@@ -168,3 +168,20 @@ def test_another_batch_or_model_is_refused() -> None:
     made.reset()
     made.update(*tokens(3, 1))
     assert made.get_seq_length() == 1
+
+
+@pytest.mark.parametrize(("padding", "first"), [([0, 0], 2), ([0, 5], 36), ([0, 0], 50)])
+def test_a_prefix_may_be_read_under_inference_mode(padding: list[int], first: int) -> None:
+    keys, values = tokens(2, 90)
+    made = layer(padding)
+    with torch.inference_mode():
+        made.update(keys[:, :, :first], values[:, :, :first])
+    for at in range(first, 90, 7):
+        made.update(keys[:, :, at : at + 7], values[:, :, at : at + 7])
+    same_storage(made, fed(keys, values, padding))
+
+
+def test_no_gradient_passes_and_no_graph_is_kept() -> None:
+    keys, values = (t.requires_grad_() for t in tokens(1, 30))
+    found = layer([0]).update(keys * 1, values * 1)
+    assert not any(t.requires_grad for t in found)
