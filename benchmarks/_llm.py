@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import warnings
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["COMPRESS", "VARIANTS", "LLMRunner", "adapted", "in_child", "load"]
+__all__ = ["COMPRESS", "VARIANTS", "LLMRunner", "adapted", "in_child", "load", "parsed"]
 
 # What each variant does; the names are those of the tables.
 VARIANTS: dict[str, str] = {
@@ -76,6 +78,29 @@ def in_child(name: str, spec: dict[str, Any]) -> dict[str, Any]:
         return {"error": lines[-1] if lines else f"the process ended with status {done.returncode}"}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def parsed(made: ArgumentParser, argv: list[str] | None, work: Callable[[dict[str, Any]], Any]) -> Namespace | None:
+    """The arguments, with ``variants`` as a list; None in a child process, whose work is done and printed.
+
+    Args:
+        made: a parser with ``--variants``; gets ``--model`` and ``--child``.
+        argv: the command line.
+        work: of a child, see :func:`in_child`.
+    """
+    made.add_argument("--model", metavar="DIR", help="folder of the model (needed but for --tiny)")
+    made.add_argument("--child", help="(for the benchmark itself)")
+    args = made.parse_args(argv)
+    if args.child:
+        warnings.filterwarnings("ignore")
+        print(json.dumps(work(json.loads(args.child))))
+        return None
+    if args.model is None and not args.tiny:
+        made.error("--model: give the folder of a model; `graphlossy datasets prepare smollm2` makes one")
+    args.variants = args.variants.split(",")
+    if unknown := [name for name in args.variants if name not in VARIANTS]:
+        made.error(f"--variants: {', '.join(unknown)} is none; there are {', '.join(VARIANTS)}")
+    return args
 
 
 def adapted(model: nn.Module, variant: str) -> Any:

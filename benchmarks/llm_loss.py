@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import _report
-from benchmarks._llm import COMPRESS, VARIANTS, adapted, in_child, load
+from benchmarks._llm import COMPRESS, adapted, in_child, load, parsed
 
 __all__ = ["bars", "main", "summarize", "train"]
 
@@ -121,7 +120,6 @@ def bars(rows: dict[str, dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     made = _report.parser(__doc__ or "", EXAMPLES, "llm_loss.json")
-    made.add_argument("--model", metavar="DIR", help="folder of the model (needed but for --tiny)")
     made.add_argument("--variants", default=",".join(SHOWN), help="comma-separated (default: %(default)s)")
     made.add_argument("--seeds", type=int, help="(default: 5; 2 if --tiny)")
     made.add_argument("--steps", type=int, help="(default: 100; 4 if --tiny)")
@@ -135,17 +133,9 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each (default: %(default)s)")
     made.add_argument("--folder", type=Path, default=Path("runs/llm_loss"), metavar="DIR", help="of runs under way "
                       "(default: %(default)s)")  # fmt: skip
-    made.add_argument("--child", help="(for the benchmark itself)")
-    args = made.parse_args(argv)
-    if args.child:
-        warnings.filterwarnings("ignore")
-        print(json.dumps(train(json.loads(args.child))))
+    args = parsed(made, argv, train)
+    if args is None:
         return
-    if args.model is None and not args.tiny:
-        made.error("--model: give the folder of a model; `graphlossy datasets prepare smollm2` makes one")
-    variants = args.variants.split(",")
-    if unknown := [name for name in variants if name not in VARIANTS]:
-        made.error(f"--variants: {', '.join(unknown)} is none; there are {', '.join(VARIANTS)}")
     seeds = args.seeds or (2 if args.tiny else 5)
     settings = {
         "model": None if args.model is None else Path(args.model).name, "batch": args.batch, "length": args.length,
@@ -155,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     }  # fmt: skip
     data = _report.header("llm_loss", settings)
     data["runs"] = _report.earlier(args.out, data, args.fresh).get("runs", {})
-    jobs = [(seed, name) for seed in range(seeds) for name in variants]
+    jobs = [(seed, name) for seed in range(seeds) for name in args.variants]
     # A run that was stopped goes on only under the same settings.
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     folders = {job: args.folder / f"{job[1]}-{job[0]}-{digest}".replace(" ", "") for job in jobs}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import torch
 
 from benchmarks import _report
 from benchmarks._live import LiveBytes
-from benchmarks._llm import VARIANTS, LLMRunner, in_child
+from benchmarks._llm import VARIANTS, LLMRunner, in_child, parsed
 from benchmarks._meter import meter_for
 
 __all__ = ["bars", "main", "measure"]
@@ -126,24 +124,15 @@ def bars(summary: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     made = _report.parser(__doc__ or "", EXAMPLES, "llm_memory.json")
-    made.add_argument("--model", metavar="DIR", help="folder of the model (needed but for --tiny)")
     made.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated (default: all)")
     made.add_argument("--batch", type=int, default=2, help="samples of a step (default: %(default)s)")
     made.add_argument("--length", type=int, help="tokens of a sample (default: 512; 64 if --tiny)")
     made.add_argument("--steps", type=int, help="measured steps of a round (default: 3; 1 if --tiny)")
     made.add_argument("--rounds", type=int, default=1, help="passes over all variants (default: %(default)s)")
     made.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
-    made.add_argument("--child", help="(for the benchmark itself)")
-    args = made.parse_args(argv)
-    if args.child:
-        warnings.filterwarnings("ignore")
-        print(json.dumps(measure(json.loads(args.child))))
+    args = parsed(made, argv, measure)
+    if args is None:
         return
-    if args.model is None and not args.tiny:
-        made.error("--model: give the folder of a model; `graphlossy datasets prepare smollm2` makes one")
-    variants = args.variants.split(",")
-    if unknown := [name for name in variants if name not in VARIANTS]:
-        made.error(f"--variants: {', '.join(unknown)} is none; there are {', '.join(VARIANTS)}")
     settings = {
         "model": None if args.model is None else Path(args.model).name, "batch": args.batch, "seed": 0,
         "length": args.length or (64 if args.tiny else 512), "steps": args.steps or (1 if args.tiny else 3),
@@ -151,9 +140,9 @@ def main(argv: list[str] | None = None) -> None:
     }  # fmt: skip
     data = _report.header("llm_memory", settings)
     runs: dict[str, list[dict[str, Any]]] = _report.earlier(args.out, data, args.fresh).get("runs", {})
-    data["variants"], data["runs"] = {name: VARIANTS[name] for name in variants}, runs
+    data["variants"], data["runs"] = {name: VARIANTS[name] for name in args.variants}, runs
     for number in range(args.rounds):
-        for name in variants:
+        for name in args.variants:
             rounds = runs.setdefault(name, [])
             if len(rounds) > number and "error" not in rounds[number]:
                 continue

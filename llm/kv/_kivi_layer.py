@@ -50,8 +50,7 @@ class KIVILayer(CacheLayerMixin):
         self.padding: list[int] = []
         self.seen = 0
         self._packed: list[int] = []  # chunks of each row
-        self._key_sinks: Tensor | None = None
-        self._value_sinks: Tensor | None = None
+        self._key_sinks = self._value_sinks = torch.empty(0)
 
     # -- what transformers calls --------------------------------------------------------------------------------------
 
@@ -97,7 +96,8 @@ class KIVILayer(CacheLayerMixin):
     def reset(self) -> None:
         self.key_chunks = Chunks(self.key_chunks.bits, self.key_chunks.group_size)
         self.value_chunks = Chunks(self.value_chunks.bits, self.value_chunks.group_size)
-        self.keys = self.values = self._key_sinks = self._value_sinks = None
+        self.keys = self.values = None
+        self._key_sinks = self._value_sinks = torch.empty(0)
         self.padding, self._packed, self.seen, self.is_initialized = [], [], 0, False
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -177,9 +177,8 @@ class KIVILayer(CacheLayerMixin):
     def _window_from(self) -> int:
         return self.seen - self.keys.shape[-2]
 
-    def _front(self, sinks: Tensor | None, chunks: Chunks, by_channel: bool) -> Tensor:
+    def _front(self, sinks: Tensor, chunks: Chunks, by_channel: bool) -> Tensor:
         """Sinks and packed tokens [B, H, R, D] of every row from its first real token on."""
-        assert sinks is not None
         if chunks.count == 0:
             return sinks
         decoded = chunks.read(self.dtype)
@@ -222,7 +221,6 @@ class KIVILayer(CacheLayerMixin):
 
     def _fill_sinks(self, new: int) -> None:
         """Copies the tokens that are sinks among the last ``new`` ones."""
-        assert self._key_sinks is not None and self._value_sinks is not None
         before, gone = self.seen - new, self._window_from
         if before - max(self.padding) < self.split.sinks:
             self._key_sinks, self._value_sinks = writable(self._key_sinks), writable(self._value_sinks)
@@ -270,7 +268,6 @@ class KIVILayer(CacheLayerMixin):
 
     def _check(self, keys: Tensor) -> None:
         batch, heads, _, width = keys.shape
-        assert self._key_sinks is not None
         if (batch, heads, width) != (self._key_sinks.shape[0], self._key_sinks.shape[1], self._key_sinks.shape[3]):
             have = self._key_sinks.shape
             raise ValueError(

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import pickle
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from recompute_steps import D, N, compare, recomputed, rms_norm, step, swiglu, weigh, x_and
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import graphlossy
-
-_spec = importlib.util.spec_from_file_location("recompute_steps", Path(__file__).with_name("recompute_steps.py"))
-assert _spec is not None and _spec.loader is not None
-_steps = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_steps)
-N, D, weigh, step, recomputed, compare, x_and, rms_norm, swiglu = (
-    _steps.N,
-    _steps.D,
-    _steps.weigh,
-    _steps.step,
-    _steps.recomputed,
-    _steps.compare,
-    _steps.x_and,
-    _steps.rms_norm,
-    _steps.swiglu,
-)
-
 
 SQUARE = (D, D)
 

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from recompute_steps import D, Fn, N, recomputed, rms_norm, step, x_and
 from torch import Tensor
 
 from graphlossy._compress import _recompute
 from graphlossy._compress._codecs import Recomputed
-
-_spec = importlib.util.spec_from_file_location("recompute_steps", Path(__file__).with_name("recompute_steps.py"))
-assert _spec is not None and _spec.loader is not None
-_steps = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_steps)
-Fn, N, D, step, recomputed, x_and, rms_norm = (
-    _steps.Fn,
-    _steps.N,
-    _steps.D,
-    _steps.step,
-    _steps.recomputed,
-    _steps.x_and,
-    _steps.rms_norm,
-)
-
 
 SQUARE = (D, D)
 
