@@ -32,7 +32,7 @@ save_on_cpu change no number: their losses are the plain model's."""
 
 # Of those of `_llm.VARIANTS`, the ones that change numbers.
 SHOWN = ("plain", "4-bit", "pps 0.5 + 4-bit", "wta 0.3", "pps 0.3", "lora", "lora + 4-bit", "bf16", "velora", "2-bit")
-RATE, ADAPTER_RATE = 5e-5, 1e-3
+RATE, ADAPTER_RATE = 5e-5, 2e-3
 
 
 def train(spec: dict[str, Any]) -> dict[str, Any]:

@@ -81,6 +81,11 @@ class Chunks:
                 torch.cat([part, part.new_zeros((*part.shape[:2], more, *part.shape[3:]))], 2) for part in self._parts
             )
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """Codes, scales and offsets [B, H, chunks, I, .], and room for more; empty at first."""
+        return self._parts
+
     def read(self, dtype: torch.dtype) -> Tensor:
         """Floats [B, H, count, I, J]; what a row has not is whatever lies there."""
         codes, scale, offset = (part[:, :, : self.count] for part in self._parts)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from graphlossy.llm.kv._attention import ATTENTION
 from graphlossy.llm.kv._kivi_layer import KIVILayer
 from graphlossy.llm.kv._rows import Split, mask_of_caller, padding_of
 
@@ -89,6 +90,16 @@ class KIVICache(Cache):
         if not any(isinstance(layer, KIVILayer) for layer in layers):
             raise ValueError("no layer of this model has a cache that grows with the text: there is nothing to pack")
         super().__init__(layers=layers)
+        self._config = config.get_text_config(decoder=True)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Appends tokens to a layer, as transformers asks for it; see :meth:`KIVILayer.update`."""
+        layer = self.layers[layer_idx]
+        if isinstance(layer, KIVILayer):
+            layer.direct = self._config._attn_implementation == ATTENTION
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     @property
     def packed_layers(self) -> list[KIVILayer]:

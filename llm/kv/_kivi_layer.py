@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from graphlossy.core.packed_attention import PackedTokens
+from graphlossy.llm.kv._attention import MOST_QUERIES, PackedStates
 from graphlossy.llm.kv._chunks import Chunks, writable
 from graphlossy.llm.kv._rotation import rotate
-from graphlossy.llm.kv._rows import Split, same
+from graphlossy.llm.kv._rows import Split, row_table, same
 
 __all__ = ["KIVILayer"]
 
@@ -35,6 +39,7 @@ class KIVILayer(CacheLayerMixin):
     Attributes:
         padding: pads before the first real token of each row.
         seen: tokens of a row, pads included.
+        direct: whether the attention takes packed states, so that nothing is decoded for it.
     """
 
     is_compileable = False
@@ -49,6 +54,7 @@ class KIVILayer(CacheLayerMixin):
         self.key_chunks, self.value_chunks = Chunks(key_bits, split.chunk), Chunks(value_bits, group_size)
         self.padding: list[int] = []
         self.seen = 0
+        self.direct = False
         self._packed: list[int] = []  # chunks of each row
         self._key_sinks = self._value_sinks = torch.empty(0)
 
@@ -70,7 +76,7 @@ class KIVILayer(CacheLayerMixin):
         """Appends tokens [B, H, q, D]; returns all keys and values [B, H, T, D], the packed ones as they are decoded.
 
         The new tokens are returned in full precision and packed afterwards, as KIVI's prefill does. No gradient passes
-        through.
+        through. With ``direct``, few tokens after packed ones are given :class:`PackedStates`.
         """
         key_states, value_states = key_states.detach(), value_states.detach()
         if not self.is_initialized:
@@ -80,7 +86,15 @@ class KIVILayer(CacheLayerMixin):
         self.values = torch.cat([self.values, value_states], -2)
         self.seen += key_states.shape[-2]
         self._fill_sinks(key_states.shape[-2])
-        found = self.assembled()
+        found: Any
+        if self.direct and key_states.shape[-2] <= MOST_QUERIES and any(self._packed):
+            tokens, packed = self.packed_tokens(), list(self._packed)
+            found = tuple(
+                PackedStates(tokens, self.rotate_values, partial(self._states, which, packed, window))
+                for which, window in enumerate((self.keys, self.values))
+            )
+        else:
+            found = self.assembled()
         self._pack()
         return found
 
@@ -165,35 +179,47 @@ class KIVILayer(CacheLayerMixin):
             "sinks": plain(self._key_sinks, self._value_sinks),
         }
 
+    def packed_tokens(self) -> PackedTokens:
+        """All that is stored, as :func:`graphlossy.core.packed_attention.packed_attention` takes it."""
+        keys, values = self.key_chunks, self.value_chunks
+        width = -(-self.values.shape[-1] // 8) * 8
+        rows = row_table(
+            self.split, tuple(self.padding), tuple(self._packed), self.seen, self._window_from, self.keys.device
+        )
+        return PackedTokens(
+            keys.parts, values.parts, keys.bits, values.bits, keys.group_size, min(values.group_size, width),
+            (self._key_sinks, self._value_sinks), (self.keys, self.values), rows,
+        )  # fmt: skip
+
     def assembled(self) -> tuple[Tensor, Tensor]:
         """All keys and values [B, H, T, D] in floating point; pads that are in the window no more are zero."""
-        if not any(self._packed) and self._window_from == 0:
-            return self.keys, self.values
-        keys = self._front(self._key_sinks, self.key_chunks, True)
-        values = self._front(self._value_sinks, self.value_chunks, False)
-        return self._joined(keys, self.keys), self._joined(values, self.values)
+        return self._states(0, self._packed, self.keys), self._states(1, self._packed, self.values)
+
+    def _states(self, which: int, packed: Sequence[int], window: Tensor) -> Tensor:
+        """Keys (0) or values (1) in floating point, of ``packed`` chunks of each row and a window."""
+        if not any(packed) and window.shape[-2] == self.seen:
+            return window
+        sinks, chunks = ((self._key_sinks, self.key_chunks), (self._value_sinks, self.value_chunks))[which]
+        front = sinks
+        if chunks.count:
+            decoded = chunks.read(self.dtype)
+            if which == 0:
+                decoded = decoded.transpose(-1, -2)
+            elif self.rotate_values:
+                decoded = rotate(decoded)
+            front = torch.cat([sinks, decoded.flatten(2, 3)], 2)
+        return self._joined(front, window, packed)
 
     @property
     def _window_from(self) -> int:
         return self.seen - self.keys.shape[-2]
 
-    def _front(self, sinks: Tensor, chunks: Chunks, by_channel: bool) -> Tensor:
-        """Sinks and packed tokens [B, H, R, D] of every row from its first real token on."""
-        if chunks.count == 0:
-            return sinks
-        decoded = chunks.read(self.dtype)
-        if by_channel:
-            decoded = decoded.transpose(-1, -2)
-        elif self.rotate_values:
-            decoded = rotate(decoded)
-        return torch.cat([sinks, decoded.flatten(2, 3)], 2)
-
-    def _joined(self, front: Tensor, window: Tensor) -> Tensor:
+    def _joined(self, front: Tensor, window: Tensor, packed: Sequence[int]) -> Tensor:
         """Pads, the sinks and packed tokens of ``front``, which begins at each row's first real token, the window."""
-        gone, split = self._window_from, self.split
+        gone, split = self.seen - window.shape[-2], self.split
         ends = [
             pads + min(split.sinks, self.seen - pads) + n * split.chunk if self.seen > pads else 0
-            for pads, n in zip(self.padding, self._packed, strict=True)
+            for pads, n in zip(self.padding, packed, strict=True)
         ]  # of what is taken from front
         if front.shape[2] == 0:  # nothing but pads has left the window
             return torch.cat([front.new_zeros((*front.shape[:2], gone, front.shape[-1])), window], -2)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["Split", "padding_of"]
+__all__ = ["Split", "mask_of_caller", "padding_of", "row_table", "same"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,29 @@ class Split:
         return min(self.sinks, max(0, tokens)) + self.chunks(tokens) * self.chunk
 
 
+@lru_cache(maxsize=8)  # one table serves all layers of a pass
+def row_table(
+    split: Split, padding: tuple[int, ...], packed: tuple[int, ...], seen: int, window_from: int, device: torch.device
+) -> Tensor:
+    """int32 [B, 4] of :class:`graphlossy.core.packed_attention.PackedTokens`.
+
+    Example:
+        >>> split = Split(sinks=4, window=8, chunk=4)
+        >>> row_table(split, (0, 30), (3, 0), 32, 12, torch.device("cpu"))
+        tensor([[ 0,  4,  3,  4],
+                [30,  2,  0, 20]], dtype=torch.int32)
+    """
+    rows = []
+    for pads, chunks in zip(padding, packed, strict=True):
+        start, sinks = min(pads, seen), min(split.sinks, max(0, seen - pads))
+        rows.append((start, sinks, chunks, start + sinks + chunks * split.chunk - window_from))
+    return torch.tensor(rows, dtype=torch.int32).to(device)
+
+
 def padding_of(mask: Tensor) -> list[int]:
     """Pads before the first real token of every row, of an attention mask [B, T] that is 0 for pads.
 
     Example:
-        >>> import torch
         >>> padding_of(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]))
         [2, 0, 4]
     """

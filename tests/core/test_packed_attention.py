@@ -1,0 +1,242 @@
+"""Attention over low-bit keys and values: the definition against decoded tokens, the CPU kernel against the definition."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from graphlossy.core import _cpu
+from graphlossy.core import packed_attention as op
+from graphlossy.core._packed_attention import attend, decode
+from graphlossy.core.packed_attention import PackedTokens, packed_attention
+from graphlossy.core.quantize import quantize
+
+LEVELS = range(0 if _cpu.kernels is None else _cpu.kernels.highest + 1)
+
+
+def pack(x: Tensor, bits: int, group: int) -> tuple[Tensor, ...]:
+    found = quantize(x.contiguous(), bits, group, rounding="nearest")
+    return tuple(t.view(*x.shape[:4], t.shape[-1]) for t in (found.packed, found.scale, found.offset))
+
+
+def example(
+    batch: int = 2, heads: int = 2, queries: int = 3, width: int = 16, out: int = 16, chunks: int = 3, chunk: int = 32,
+    sinks: int = 4, window: int = 9, bits: tuple[int, int] = (4, 4), group: int = 32,
+    dtype: torch.dtype = torch.float32, seed: int = 0,
+) -> tuple[Tensor, PackedTokens]:  # fmt: skip
+    """Rows of which each has another number of pads, sinks, chunks and recent tokens."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw)
+
+    group = min(group, -(-out // 8) * 8)
+    keys = pack(normal(batch, heads, chunks, width, chunk), bits[0], chunk)
+    values = pack(normal(batch, heads, chunks, chunk, out) + 0.5, bits[1], group)
+    pairs = [[normal(batch, heads, n, size).to(dtype) for size in (width, out)] for n in (sinks, window)]
+    rows = [[3 * b, max(0, sinks - b), max(0, chunks - b), min(b, window)] for b in range(batch)]
+    tokens = PackedTokens(keys, values, *bits, chunk, group, *pairs, torch.tensor(rows, dtype=torch.int32))
+    return normal(batch, heads, queries, width), tokens
+
+
+def length(tokens: PackedTokens) -> int:
+    """Tokens of the longest row, pads included."""
+    start, sinks, chunks, first = tokens.rows.T
+    return int((start + sinks + chunks * tokens.chunk + tokens.window[0].shape[2] - first).max())
+
+
+def straight(query: Tensor, tokens: PackedTokens, mask: Tensor | None, softcap: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Row by row in float64, of the tokens that a row has and nothing else."""
+    out = tokens.sinks[1].shape[-1]
+    keys = decode(tokens.keys, tokens.key_bits, tokens.key_group, tokens.chunk).transpose(-1, -2)
+    values = decode(tokens.values, tokens.value_bits, tokens.value_group, out)
+    found = torch.zeros(2, *query.shape[:3], out, dtype=torch.float64)
+    for b, (start, sinks, chunks, first) in enumerate(tokens.rows.tolist()):
+        for h in range(query.shape[1]):
+            parts = [tokens.sinks[0][b, h, :sinks], keys[b, h, :chunks].flatten(0, 1), tokens.window[0][b, h, first:]]
+            k = torch.cat([part.double() for part in parts])
+            parts = [tokens.sinks[1][b, h, :sinks], values[b, h, :chunks].flatten(0, 1), tokens.window[1][b, h, first:]]
+            v = torch.cat([part.double() for part in parts])
+            is_packed = torch.zeros(len(k), 1, dtype=torch.bool)
+            is_packed[sinks : sinks + chunks * tokens.chunk] = True
+            for r in range(query.shape[2]):
+                scores = k @ query[b, h, r].double() / math.sqrt(query.shape[-1])
+                scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+                seen = torch.ones(len(k), dtype=torch.bool)
+                if mask is not None:
+                    seen = mask[b, r % mask.shape[1], start : start + len(k)]
+                if seen.any():
+                    weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), 0)[:, None]
+                    found[0, b, h, r] = (weights * v * is_packed).sum(0)
+                    found[1, b, h, r] = (weights * v * ~is_packed).sum(0)
+    return found[0].float(), found[1].float()
+
+
+def kernel(level: int, query: Tensor, tokens: PackedTokens, mask: Tensor | None, softcap: float = 0.0) -> Any:
+    run = op._on_cpu(_cpu.Kernels(_cpu.LIBRARY_FILE, level))
+    return run(query, *tokens, mask, query.shape[-1] ** -0.5, softcap)
+
+
+def off(found: Any, expected: Any) -> float:
+    return max(float((a - b).abs().max()) if a.numel() else 0.0 for a, b in zip(found, expected, strict=True))
+
+
+def check(query: Tensor, tokens: PackedTokens, mask: Tensor | None = None, softcap: float = 0.0) -> None:
+    expected = straight(query, tokens, mask, softcap)
+    assert off(attend(query, tokens, mask, query.shape[-1] ** -0.5, softcap), expected) < 5e-6
+    for level in LEVELS:
+        assert off(kernel(level, query, tokens, mask, softcap), expected) < 5e-6, level
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("group", [8, 32, 64])
+def test_every_width(bits: int, group: int) -> None:
+    check(*example(bits=(bits, 4), chunk=group))
+    check(*example(bits=(4, bits), group=group, out=64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_every_type_of_sinks_and_window(dtype: torch.dtype) -> None:
+    check(*example(dtype=dtype, width=20, out=24))
+
+
+@pytest.mark.parametrize("queries", [1, 2, 4, 5, 9])
+def test_every_number_of_queries(queries: int) -> None:
+    check(*example(queries=queries))
+
+
+def test_more_than_one_split() -> None:
+    check(*example(chunks=40, batch=3))
+    check(*example(chunks=9, chunk=200, batch=1))
+
+
+@given(
+    batch=st.integers(1, 3), heads=st.integers(1, 3), queries=st.integers(1, 6), width=st.integers(1, 40),
+    out=st.integers(1, 70), chunks=st.integers(0, 4), chunk=st.sampled_from([8, 16, 32, 40]), sinks=st.integers(0, 5),
+    window=st.integers(0, 12), bits=st.tuples(*[st.sampled_from([1, 2, 3, 4, 8])] * 2),
+    group=st.sampled_from([8, 24, 32, 64]), masked=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_shape(masked: bool, queries: int, **shape: Any) -> None:
+    query, tokens = example(queries=queries, **shape)
+    mask = None
+    if masked:
+        positions = next(n for n in (3, 2, 1) if queries % n == 0)
+        draw = torch.Generator().manual_seed(shape["seed"])
+        mask = torch.rand(shape["batch"], positions, length(tokens), generator=draw) < 0.6
+    check(query, tokens, mask)
+
+
+def test_causal_mask_and_capped_scores() -> None:
+    query, tokens = example(queries=6)
+    total = length(tokens)
+    mask = torch.ones(2, 3, total, dtype=torch.bool).tril(total - 3)
+    check(query, tokens, mask)
+    check(query * 20, tokens, mask, softcap=3.0)
+
+
+def test_a_query_that_sees_nothing_gets_zero() -> None:
+    query, tokens = example()
+    mask = torch.zeros(2, 1, length(tokens), dtype=torch.bool)
+    check(query, tokens, mask)
+    assert off(packed_attention(query, tokens, mask), (torch.zeros(()), torch.zeros(()))) == 0
+
+
+def test_scores_may_be_huge() -> None:
+    query, tokens = example()
+    for found in packed_attention(query * 1e4, tokens):
+        assert found.isfinite().all()
+    check(query * 10, tokens)
+
+
+def test_slots_without_a_token_may_hold_anything() -> None:
+    query, tokens = example()
+    expected = packed_attention(query, tokens)
+    tokens.sinks[0][1, :, 3:], tokens.sinks[1][1, :, 3:] = torch.nan, torch.inf
+    tokens.window[0][1, :, :1], tokens.window[1][1, :, :1] = torch.inf, torch.nan
+    tokens.keys[1][1, :, 2:], tokens.values[1][1, :, 2:] = torch.nan, torch.nan
+    assert off(packed_attention(query, tokens), expected) == 0
+    assert off(attend(query, tokens, None, 0.25, 0.0), expected) < 5e-6
+
+
+def test_a_poisoned_group_is_not_hidden() -> None:
+    query, tokens = example()
+    tokens.keys[1][0, 0, 0, 0] = torch.nan  # as quantize marks a group with an infinity
+    for found in (packed_attention(query, tokens), attend(query, tokens, None, 0.25, 0.0)):
+        assert found[0][0, 0].isnan().all() and found[1][0, 0].isnan().all()
+        assert found[0][0, 1].isfinite().all() and found[0][1].isfinite().all()
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
+    query, tokens = example(chunks=40, batch=3)
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(packed_attention(query, tokens))
+    finally:
+        torch.set_num_threads(before)
+    assert off(found[0], found[1]) == 0 and off(found[0], found[2]) == 0
+
+
+def test_the_tolerance_rejects_offsets_that_are_left_out() -> None:
+    query, tokens = example()
+    expected = attend(query, tokens, None, 0.25, 0.0)
+    for part in ("keys", "values"):
+        codes, scale, offset = getattr(tokens, part)
+        wrong = tokens._replace(**{part: (codes, scale, offset + 2**-7 * offset.abs().mean())})
+        assert off(attend(query, wrong, None, 0.25, 0.0), expected) > 1e-4
+
+
+def test_operator() -> None:
+    query, tokens = example()
+    mask = torch.rand(2, 3, length(tokens)) < 0.5
+    for chosen in (None, mask):
+        torch.library.opcheck(torch.ops.graphlossy.packed_attention.default, (query, *tokens, chosen, 0.25, 0.0))
+    with FakeTensorMode() as mode:
+        tensors = {name: [mode.from_tensor(t) for t in getattr(tokens, name)] for name in ("keys", "values", "sinks")}
+        window, rows = [mode.from_tensor(t) for t in tokens.window], mode.from_tensor(tokens.rows)
+        found = packed_attention(mode.from_tensor(query), tokens._replace(**tensors, window=window, rows=rows))
+    assert [(f.shape, f.dtype) for f in found] == [((2, 2, 3, 16), torch.float32)] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"key_bits": 5}, ValueError, "bits must be one of"),
+        ({"value_group": 12}, ValueError, "group_size must be a multiple of 8"),
+        ({"key_bits": 8}, ValueError, "keys must have the shapes"),
+        ({"rows": torch.zeros(2, 4)}, ValueError, "rows must be int32"),
+        ({"rows": torch.tensor([[0, 0, 9, 0]] * 2, dtype=torch.int32)}, ValueError, r"rows\[0\] = \[0, 0, 9, 0\] tells"),
+        ({"rows": torch.tensor([[0, 4, 3, 0], [0, 0, 0, 99]], dtype=torch.int32)}, ValueError, r"rows\[1\]"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(change: dict[str, Any], error: type[Exception], text: str) -> None:
+    if "tells" in text and _cpu.kernels is None:
+        pytest.skip("checked by the kernel")
+    query, tokens = example()
+    with pytest.raises(error, match=text):
+        packed_attention(query, tokens._replace(**change))
+
+
+def test_wrong_tensors() -> None:
+    query, tokens = example()
+    with pytest.raises(ValueError, match="query must be"):
+        packed_attention(query[0], tokens)
+    with pytest.raises(ValueError, match="sinks must have the shapes"):
+        packed_attention(query, tokens._replace(sinks=(tokens.sinks[0][:1], tokens.sinks[1])))
+    with pytest.raises(TypeError, match="values must be uint8"):
+        packed_attention(query, tokens._replace(values=[t.float() for t in tokens.values]))
+    with pytest.raises(TypeError, match="mask must be bool"):
+        packed_attention(query, tokens, torch.zeros(2, 1, 200))
+    with pytest.raises(ValueError, match="positions that divide 3"):
+        packed_attention(query, tokens, torch.zeros(2, 2, 200, dtype=torch.bool))
+    if _cpu.kernels is not None:
+        with pytest.raises(ValueError, match="a mask of 5 tokens"):
+            packed_attention(query, tokens, torch.zeros(2, 1, 5, dtype=torch.bool))
