@@ -76,9 +76,9 @@ def _check(query: Tensor, tokens: PackedTokens, mask: Tensor | None) -> None:
         if [tuple(t.shape) for t in parts] != wanted:
             raise ValueError(f"{name} must have the shapes {wanted}, got {[tuple(t.shape) for t in parts]}")
     for name, pair in (("sinks", tokens.sinks), ("window", tokens.window)):
-        wanted = [(batch, heads, pair[0].shape[2], size) for size in (width, out)]
-        if [tuple(t.shape) for t in pair] != wanted:
-            raise ValueError(f"{name} must have the shapes {wanted}, got {[tuple(t.shape) for t in pair]}")
+        full = [(batch, heads, pair[0].shape[2], size) for size in (width, out)]
+        if [tuple(t.shape) for t in pair] != full:
+            raise ValueError(f"{name} must have the shapes {full}, got {[tuple(t.shape) for t in pair]}")
     if tokens.rows.dtype != torch.int32 or tuple(tokens.rows.shape) != (batch, 4):
         raise ValueError(f"rows must be int32 [{batch}, 4], got {tokens.rows.dtype} {tuple(tokens.rows.shape)}")
     if mask is not None:

@@ -26,8 +26,9 @@ class KIVILayer(CacheLayerMixin):
     groups of channels. A row's chunks are counted from its first real token, so they hold no pads, and the row is
     stored as it would be alone in a batch without padding.
 
-    A rollback (:meth:`crop`) of up to ``chunk`` tokens leaves exactly what a layer that never saw them holds: that many
-    packed tokens stay in full precision too. After a larger one, tokens of a chunk that was cut come back rounded.
+    A rollback (:meth:`crop`) to at most ``split.rollback`` tokens behind the farthest that the layer has been, and at
+    most a chunk, leaves exactly what a layer that never saw them holds. After a larger one, tokens of a chunk that was
+    cut come back rounded.
 
     Args:
         key_bits: width of the keys.
@@ -238,12 +239,8 @@ class KIVILayer(CacheLayerMixin):
         return torch.cat([first[..., :gone, :], mixed, window[..., end - gone :, :]], -2)
 
     def _kept_from(self, seen: int, packed: list[int]) -> int:
-        """The first token that has to be in the window: a chunk before the first that some row has not packed."""
-        sinks, chunk = self.split.sinks, self.split.chunk
-        return min(
-            pads + min(sinks, max(0, seen - pads)) + max(0, n - 1) * chunk
-            for pads, n in zip(self.padding, packed, strict=True)
-        )
+        """The first token that has to be in the window."""
+        return min(pads + self.split.kept_from(seen - pads, n) for pads, n in zip(self.padding, packed, strict=True))
 
     def _fill_sinks(self, new: int) -> None:
         """Copies the tokens that are sinks among the last ``new`` ones."""

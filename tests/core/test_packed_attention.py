@@ -1,4 +1,4 @@
-"""Attention over low-bit keys and values: the definition against decoded tokens, the CPU kernel against the definition."""
+"""Attention over low-bit keys and values: definition and CPU kernel against decoded tokens, row by row."""
 
 from __future__ import annotations
 
@@ -213,12 +213,12 @@ def test_operator() -> None:
         ({"value_group": 12}, ValueError, "group_size must be a multiple of 8"),
         ({"key_bits": 8}, ValueError, "keys must have the shapes"),
         ({"rows": torch.zeros(2, 4)}, ValueError, "rows must be int32"),
-        ({"rows": torch.tensor([[0, 0, 9, 0]] * 2, dtype=torch.int32)}, ValueError, r"rows\[0\] = \[0, 0, 9, 0\] tells"),
+        ({"rows": torch.tensor([[0, 0, 9, 0]] * 2, dtype=torch.int32)}, ValueError, r"rows\[0\] = \[0, 0, 9, 0\]"),
         ({"rows": torch.tensor([[0, 4, 3, 0], [0, 0, 0, 99]], dtype=torch.int32)}, ValueError, r"rows\[1\]"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(change: dict[str, Any], error: type[Exception], text: str) -> None:
-    if "tells" in text and _cpu.kernels is None:
+    if text.startswith(r"rows\[") and _cpu.kernels is None:
         pytest.skip("checked by the kernel")
     query, tokens = example()
     with pytest.raises(error, match=text):

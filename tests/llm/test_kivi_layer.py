@@ -19,8 +19,10 @@ KIVILayer, Split = kv.KIVILayer, kv.Split
 HEADS, WIDTH, CHUNK = 2, 16, 8
 
 
-def layer(padding: list[int], bits: int = 4, sinks: int = 3, window: int = 8, rotate: bool = False) -> Any:
-    made = KIVILayer(bits, bits, 8, Split(sinks, window, CHUNK), rotate)
+def layer(
+    padding: list[int], bits: int = 4, sinks: int = 3, window: int = 8, rotate: bool = False, rollback: int = 16
+) -> Any:
+    made = KIVILayer(bits, bits, 8, Split(sinks, window, CHUNK, rollback), rotate)
     made.padding = list(padding)
     return made
 
@@ -68,7 +70,9 @@ def test_what_is_packed(count: int, bits: int) -> None:
 def test_it_matters_not_in_which_pieces_tokens_come_and_go(data: st.DataObject) -> None:
     rows = data.draw(st.integers(1, 3), "rows")
     padding = data.draw(st.lists(st.integers(0, 12), min_size=rows, max_size=rows), "padding")
+    rollback = data.draw(st.sampled_from([0, 3, 16]), "rollback")
     options = {"sinks": data.draw(st.integers(0, 5)), "window": data.draw(st.integers(0, 17)), "bits": 2}
+    options["rollback"] = rollback
     keys, values = tokens(rows, 400)
     made, order, seen, highest, fresh = layer(padding, **options), list(range(rows)), 0, 0, 0
     for _ in range(data.draw(st.integers(1, 8), "steps")):
@@ -86,7 +90,8 @@ def test_it_matters_not_in_which_pieces_tokens_come_and_go(data: st.DataObject) 
         elif seen == 0:
             continue
         elif what == "crop":
-            gone = data.draw(st.integers(0, max(0, min(seen, CHUNK - (highest - seen)))), "gone")
+            most = min(CHUNK, rollback) - (highest - seen)
+            gone = data.draw(st.integers(0, max(0, min(seen, most))), "gone")
             made.crop(-gone)
             seen -= gone
         elif what == "repeat" and len(order) < 5:
@@ -155,6 +160,17 @@ def test_bytes_are_those_of_the_storages() -> None:
     assert kinds["metadata"] == 2 * kinds["packed"]  # 4 bytes for 8 numbers of 2 bits
     assert kinds["window"] == 2 * 2 * HEADS * WIDTH * 4 * (500 - 3 - CHUNK * (packed - 1))
     assert made.nbytes == sum(kinds.values()) and made.plain_bytes == 2 * 2 * HEADS * WIDTH * 500 * 4
+
+
+def test_the_last_chunk_is_kept_until_it_cannot_come_back() -> None:
+    keys, values = tokens(1, 60)
+    made = layer([0], sinks=2, window=8, rollback=5)
+    held = []
+    for at in range(34):
+        made.update(keys[:, :, at : at + 1], values[:, :, at : at + 1])
+        held.append(made.keys.shape[2])
+    # packed at 18 and 26 tokens, and let go 5 tokens later
+    assert held[16:31] == [15, 16, 17, 18, 19, 20, 13, 14, 15, 16, 17, 18, 19, 20, 13]
 
 
 def test_another_batch_or_model_is_refused() -> None:
