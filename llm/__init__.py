@@ -28,12 +28,17 @@ else:
         "SampleIds",
         "compress",
         "load_state",
+        "plan_cache",
         "restore",
         "state",
         "with_sample_ids",
     ]
 
-    _NEED_TRANSFORMERS = {"KIVICache": "graphlossy.llm.kv", "LossyCallback": "graphlossy.llm._callback"}
+    _NEED_TRANSFORMERS = {
+        "KIVICache": "graphlossy.llm.kv",
+        "LossyCallback": "graphlossy.llm._callback",
+        "plan_cache": "graphlossy.llm.kv",
+    }
 
     def __getattr__(name: str) -> Any:
         home = _NEED_TRANSFORMERS.get(name)  # which takes seconds to import

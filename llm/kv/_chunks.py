@@ -9,6 +9,7 @@ from graphlossy.core.quantize import QuantizedTensor, quantize
 
 __all__ = ["Chunks", "writable"]
 
+_PARTS = ("codes", "scale", "offset")
 _GROWTH = 16  # chunks of room at least, or a sixteenth of what there is
 
 
@@ -109,10 +110,9 @@ class Chunks:
 
     def state(self) -> dict[str, Tensor]:
         """Tensors for :meth:`load`, without the room."""
-        names = ("codes", "scale", "offset")
-        return {name: part[:, :, : self.count].clone() for name, part in zip(names, self._parts, strict=False)}
+        return {name: part[:, :, : self.count] for name, part in zip(_PARTS, self._parts, strict=False)}
 
     def load(self, state: dict[str, Tensor], shape: tuple[int, int]) -> None:
         """Gives :meth:`state` back; ``shape`` is [I, J] of a chunk."""
-        self._parts = tuple(state[name] for name in ("codes", "scale", "offset") if name in state)
+        self._parts = tuple(state[name] for name in _PARTS if name in state)
         self._shape, self.count = shape, self._parts[0].shape[2] if self._parts else 0

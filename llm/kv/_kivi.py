@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from graphlossy.llm.kv._attention import ATTENTION
+from graphlossy.llm.kv._file import read_cache, restore_layers, write_cache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
 from graphlossy.llm.kv._rows import Split, mask_of_caller, padding_of
 
@@ -90,6 +93,9 @@ class KIVICache(Cache):
         if not any(isinstance(layer, KIVILayer) for layer in layers):
             raise ValueError("no layer of this model has a cache that grows with the text: there is nothing to pack")
         super().__init__(layers=layers)
+        each = [None if chosen[number] is None else list(chosen[number] or ()) for number in range(len(layers))]
+        self.arguments: dict[str, Any] = {"group_size": group_size, "residual_length": residual_length, "sinks": sinks}
+        self.arguments |= {"rotate_values": rotate_values, "widths": each}
         self._config = config.get_text_config(decoder=True)
 
     def update(
@@ -100,6 +106,37 @@ class KIVICache(Cache):
         if isinstance(layer, KIVILayer):
             layer.direct = self._config._attn_implementation == ATTENTION
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def save(self, path: str | Path) -> None:
+        """Writes all that is stored to a safetensors file, whole or not at all.
+
+        Raises:
+            ValueError: a layer that is not packed is of a kind whose state is not known.
+        """
+        write_cache(Path(path), self.arguments, self.layers)
+
+    @classmethod
+    def load(cls, path: str | Path, config: Any, device: torch.device | str | None = None) -> KIVICache:
+        """The cache that :meth:`save` wrote, for the model of this configuration; it goes on as if never stopped.
+
+        Args:
+            path: of the file.
+            config: of the model.
+            device: where it goes; None: the CPU.
+
+        Raises:
+            FileNotFoundError: there is no file.
+            ValueError: it is damaged, no file of a cache, or of another model.
+        """
+        arguments, about, tensors = read_cache(Path(path))
+        widths = arguments.pop("widths")
+        if len(widths) != len(DynamicCache(config=config).layers):
+            raise ValueError(f"{path} is of another model: it has {len(widths)} layers")
+        cache = cls(config, per_layer={i: None if w is None else tuple(w) for i, w in enumerate(widths)}, **arguments)
+        if device is not None:
+            tensors = {name: t.to(device) for name, t in tensors.items()}
+        restore_layers(Path(path), cache.layers, about, tensors)
+        return cache
 
     @property
     def packed_layers(self) -> list[KIVILayer]:

@@ -18,6 +18,8 @@ from graphlossy.llm.kv._rows import Split, row_table, same
 
 __all__ = ["KIVILayer"]
 
+_TENSORS = ("keys", "values", "key_sinks", "value_sinks")  # in floating point
+
 
 class KIVILayer(CacheLayerMixin):
     """Keys and values of one attention layer (Liu et al., KIVI, ICML 2024, section 3).
@@ -57,7 +59,7 @@ class KIVILayer(CacheLayerMixin):
         self.seen = 0
         self.direct = False
         self._packed: list[int] = []  # chunks of each row
-        self._key_sinks = self._value_sinks = torch.empty(0)
+        self.key_sinks = self.value_sinks = torch.empty(0)
 
     # -- what transformers calls --------------------------------------------------------------------------------------
 
@@ -69,8 +71,8 @@ class KIVILayer(CacheLayerMixin):
         self._packed = [0] * batch
         # The window: the last tokens in full precision, from the first that some row has not packed, or may get back.
         self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        self._key_sinks = key_states.new_zeros((*key_states.shape[:2], self.split.sinks, key_states.shape[-1]))
-        self._value_sinks = value_states.new_zeros((*value_states.shape[:2], self.split.sinks, value_states.shape[-1]))
+        self.key_sinks = key_states.new_zeros((*key_states.shape[:2], self.split.sinks, key_states.shape[-1]))
+        self.value_sinks = value_states.new_zeros((*value_states.shape[:2], self.split.sinks, value_states.shape[-1]))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -112,7 +114,7 @@ class KIVILayer(CacheLayerMixin):
         self.key_chunks = Chunks(self.key_chunks.bits, self.key_chunks.group_size)
         self.value_chunks = Chunks(self.value_chunks.bits, self.value_chunks.group_size)
         self.keys = self.values = None
-        self._key_sinks = self._value_sinks = torch.empty(0)
+        self.key_sinks = self.value_sinks = torch.empty(0)
         self.padding, self._packed, self.seen, self.is_initialized = [], [], 0, False
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -150,6 +152,31 @@ class KIVILayer(CacheLayerMixin):
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._take(torch.arange(len(self._packed)).repeat_interleave(repeats))
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, numbers) for :meth:`load_state`."""
+        if not self.is_initialized:
+            return {}, {}
+        held = {name: getattr(self, name) for name in _TENSORS}
+        for which, chunks in (("key", self.key_chunks), ("value", self.value_chunks)):
+            held |= {f"{which}_{name}": part for name, part in chunks.state().items()}
+        return held, {"seen": self.seen, "padding": self.padding, "packed": self._packed}
+
+    def load_state(self, held: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Gives an empty layer what :meth:`state` gave."""
+        if not held:
+            return
+        self.dtype, self.device = held["keys"].dtype, held["keys"].device
+        for name in _TENSORS:
+            setattr(self, name, held[name])
+        self.seen, self.padding, self._packed = numbers["seen"], list(numbers["padding"]), list(numbers["packed"])
+        width, chunk = self.keys.shape[-1], self.split.chunk
+        for which, chunks, shape in (
+            ("key", self.key_chunks, (width, chunk)),
+            ("value", self.value_chunks, (chunk, self.values.shape[-1])),
+        ):
+            chunks.load({n.removeprefix(f"{which}_"): t for n, t in held.items() if n.startswith(f"{which}_")}, shape)
+        self.is_initialized = True
+
     # -- what is stored -----------------------------------------------------------------------------------------------
 
     @property
@@ -177,7 +204,7 @@ class KIVILayer(CacheLayerMixin):
             "packed": sum(part.nbytes for part in chunks) - metadata,
             "metadata": metadata,
             "window": plain(self.keys, self.values),
-            "sinks": plain(self._key_sinks, self._value_sinks),
+            "sinks": plain(self.key_sinks, self.value_sinks),
         }
 
     def packed_tokens(self) -> PackedTokens:
@@ -189,7 +216,7 @@ class KIVILayer(CacheLayerMixin):
         )
         return PackedTokens(
             keys.parts, values.parts, keys.bits, values.bits, keys.group_size, min(values.group_size, width),
-            (self._key_sinks, self._value_sinks), (self.keys, self.values), rows,
+            (self.key_sinks, self.value_sinks), (self.keys, self.values), rows,
         )  # fmt: skip
 
     def assembled(self) -> tuple[Tensor, Tensor]:
@@ -200,7 +227,7 @@ class KIVILayer(CacheLayerMixin):
         """Keys (0) or values (1) in floating point, of ``packed`` chunks of each row and a window."""
         if not any(packed) and window.shape[-2] == self.seen:
             return window
-        sinks, chunks = ((self._key_sinks, self.key_chunks), (self._value_sinks, self.value_chunks))[which]
+        sinks, chunks = ((self.key_sinks, self.key_chunks), (self.value_sinks, self.value_chunks))[which]
         front = sinks
         if chunks.count:
             decoded = chunks.read(self.dtype)
@@ -246,13 +273,13 @@ class KIVILayer(CacheLayerMixin):
         """Copies the tokens that are sinks among the last ``new`` ones."""
         before, gone = self.seen - new, self._window_from
         if before - max(self.padding) < self.split.sinks:
-            self._key_sinks, self._value_sinks = writable(self._key_sinks), writable(self._value_sinks)
+            self.key_sinks, self.value_sinks = writable(self.key_sinks), writable(self.value_sinks)
         for row, pads in enumerate(self.padding):
             first, last = max(0, before - pads), min(self.split.sinks, self.seen - pads)
             if first < last:
                 here = slice(pads + first - gone, pads + last - gone)
-                self._key_sinks[row, :, first:last] = self.keys[row, :, here]
-                self._value_sinks[row, :, first:last] = self.values[row, :, here]
+                self.key_sinks[row, :, first:last] = self.keys[row, :, here]
+                self.value_sinks[row, :, first:last] = self.values[row, :, here]
 
     def _pack(self) -> None:
         """Packs the chunks that have left the window, rows of equal places together, and lets the window move on."""
@@ -282,8 +309,8 @@ class KIVILayer(CacheLayerMixin):
         places = range(len(self.padding))
         chosen = [places[int(i)] for i in (rows.nonzero().flatten() if rows.dtype == torch.bool else rows).tolist()]
         index = torch.tensor(chosen, dtype=torch.long, device=self.device)
-        self.keys, self.values, self._key_sinks, self._value_sinks = (
-            t.index_select(0, index) for t in (self.keys, self.values, self._key_sinks, self._value_sinks)
+        self.keys, self.values, self.key_sinks, self.value_sinks = (
+            t.index_select(0, index) for t in (self.keys, self.values, self.key_sinks, self.value_sinks)
         )
         self.key_chunks.select(index)
         self.value_chunks.select(index)
@@ -291,8 +318,8 @@ class KIVILayer(CacheLayerMixin):
 
     def _check(self, keys: Tensor) -> None:
         batch, heads, _, width = keys.shape
-        if (batch, heads, width) != (self._key_sinks.shape[0], self._key_sinks.shape[1], self._key_sinks.shape[3]):
-            have = self._key_sinks.shape
+        if (batch, heads, width) != (self.key_sinks.shape[0], self.key_sinks.shape[1], self.key_sinks.shape[3]):
+            have = self.key_sinks.shape
             raise ValueError(
                 f"this cache holds {have[0]} rows of {have[1]} heads of {have[3]}, and was given keys of {batch} rows "
                 f"of {heads} heads of {width}: use a new cache for another batch or model, or reset() this one"

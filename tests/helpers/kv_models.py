@@ -26,6 +26,15 @@ FAMILIES: dict[str, Any] = {
         **SIZES, head_dim=16, sliding_window=24, layer_types=["sliding_attention", "full_attention"]
     ),
     "gpt2": lambda: transformers.GPT2Config(**COMMON, n_embd=64, n_layer=2, n_head=4, n_positions=1024),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(  # a latent is cached instead of keys and values
+        **{**SIZES, "num_key_value_heads": 4},
+        q_lora_rank=16,
+        kv_lora_rank=24,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=16,
+        first_k_dense_replace=2,
+    ),
     "phi": lambda: transformers.PhiConfig(**{**SIZES, "num_key_value_heads": 4}),
 }
 

@@ -42,7 +42,8 @@ def test_a_family_generates_what_it_does_with_decoded_states(
     model.set_attn_implementation("graphlossy")
     packed = generate(model, small(model.config, **options), ids, attention_mask=mask)
     layers = len(packed.past_key_values.packed_layers)
-    assert passes == [1] * (23 * layers)  # every step after the prompt
+    steps = 0 if family == "deepseek_v3" else 23  # every one after the prompt; a latent is expanded, so it is decoded
+    assert passes == [1] * (steps * layers)
     assert torch.equal(packed.sequences, decoded.sequences)
     for a, b in zip(packed.logits, decoded.logits, strict=True):
         assert torch.allclose(a, b, atol=1e-4)

@@ -1,0 +1,93 @@
+"""The file of a cache: codes, windows and what tells them apart, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from graphlossy.core._files import written
+from graphlossy.llm.kv._kivi_layer import KIVILayer
+
+__all__ = ["read_cache", "restore_layers", "write_cache"]
+
+_FORMAT, _VERSION = "graphlossy.llm.kv", 1
+
+
+def write_cache(path: Path, arguments: dict[str, Any], layers: list[Any]) -> None:
+    """Writes to a file beside ``path`` that then takes its name, so that there is never half a cache.
+
+    Raises:
+        ValueError: a layer is of a kind whose state is not known.
+    """
+    tensors: dict[str, Tensor] = {}
+    about: list[dict[str, Any]] = []
+    for number, layer in enumerate(layers):
+        held, numbers = _state(number, layer)
+        about.append({"kind": type(layer).__name__, **numbers})
+        tensors |= {f"{number}.{name}": tensor.contiguous().clone() for name, tensor in held.items()}
+    # One entry: safetensors writes several in no fixed order, and equal caches are to be equal files.
+    facts = {"version": _VERSION, "arguments": arguments, "layers": about}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as temporary:
+        save_file(tensors, temporary, {_FORMAT: json.dumps(facts)})
+
+
+def read_cache(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Tensor]]:
+    """(arguments, what is told of every layer, tensors by ``"<layer>.<name>"``).
+
+    Raises:
+        FileNotFoundError, ValueError: there is no file, or it is no cache.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated, or no file of a cache ({error}); save the cache again") from error
+    if _FORMAT not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but not one that a cache of graphlossy.llm wrote")
+    facts = json.loads(metadata[_FORMAT])
+    if facts["version"] != _VERSION:
+        raise ValueError(f"{path} has version {facts['version']} of the format; this graphlossy reads {_VERSION}")
+    return facts["arguments"], facts["layers"], tensors
+
+
+def restore_layers(path: Path, layers: list[Any], about: list[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
+    """Gives layers back what :func:`write_cache` took from them.
+
+    Raises:
+        ValueError: they are of another model.
+    """
+    if [type(layer).__name__ for layer in layers] != [facts["kind"] for facts in about]:
+        counts = f"it has {len(about)} layers, this one {len(layers)}" if len(layers) != len(about) else "other layers"
+        raise ValueError(f"{path} is of another model: {counts}")
+    for number, (layer, facts) in enumerate(zip(layers, about, strict=True)):
+        prefix = f"{number}."
+        held = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        if isinstance(layer, KIVILayer):
+            layer.load_state(held, facts)
+        elif held:
+            layer.lazy_initialization(held["keys"], held["values"])
+            layer.keys, layer.values = held["keys"], held["values"]
+            if "cumulative_length" in facts:
+                layer.cumulative_length = facts["cumulative_length"]
+
+
+def _state(number: int, layer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if isinstance(layer, KIVILayer):
+        return layer.state()
+    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        raise ValueError(
+            f"layer {number} is a {type(layer).__name__}, whose state cannot be saved; there are KIVILayer, "
+            "DynamicLayer and DynamicSlidingWindowLayer"
+        )
+    numbers = {"cumulative_length": layer.cumulative_length} if hasattr(layer, "cumulative_length") else {}
+    return ({"keys": layer.keys, "values": layer.values} if layer.is_initialized else {}), numbers

@@ -1,0 +1,154 @@
+"""Bytes of the keys and values of a model, for a batch and a length, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache
+
+from graphlossy.core.budget import format_bytes
+from graphlossy.llm.kv._kivi import KIVICache
+
+__all__ = ["SCHEMES", "CachePlan", "CacheRow", "plan_cache"]
+
+# Arguments of KIVICache; None: the model's own cache.
+SCHEMES: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "8-bit": {"bits": 8},
+    "4-bit": {"bits": 4},
+    "keys 4, values 2, rotated": {"bits": 4, "value_bits": 2, "rotate_values": True},
+    "2-bit": {"bits": 2},
+}
+
+
+@dataclass(frozen=True)
+class CacheRow:
+    """One way to keep keys and values.
+
+    Attributes:
+        scheme: its name.
+        nbytes: bytes of all layers: codes, scales and offsets, windows and sinks, layers that are not packed.
+        kinds: the same by ``packed``, ``metadata``, ``window``, ``sinks`` and ``plain``.
+        ratio: how many times less than the model's own cache.
+        bits_per_number: bits of one number of a key or value.
+    """
+
+    scheme: str
+    nbytes: int
+    kinds: dict[str, int]
+    ratio: float
+    bits_per_number: float
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What :func:`plan_cache` found; ``print(plan)`` shows the table.
+
+    Attributes:
+        rows: one for each scheme.
+        batch_size: texts.
+        length: tokens of each.
+    """
+
+    rows: tuple[CacheRow, ...]
+    batch_size: int
+    length: int
+
+    def __getitem__(self, scheme: str) -> CacheRow:
+        """The row of that name."""
+        for row in self.rows:
+            if row.scheme == scheme:
+                return row
+        raise KeyError(f"no scheme {scheme!r} in this plan; it has {', '.join(row.scheme for row in self.rows)}")
+
+    def __str__(self) -> str:
+        width = max(len(row.scheme) for row in self.rows)
+        lines = [f"{self.batch_size} x {self.length} tokens", f"{'':{width}}  {'bytes':>10}  {'less':>6}  bits"]
+        for row in self.rows:
+            text = f"{format_bytes(row.nbytes):>10}  {row.ratio:5.2f}x  {row.bits_per_number:.2f}"
+            lines.append(f"{row.scheme:{width}}  {text}")
+        return "\n".join(lines)
+
+
+def plan_cache(
+    config: Any,
+    batch_size: int = 1,
+    length: int = 8192,
+    dtype: torch.dtype = torch.float16,
+    schemes: Mapping[str, Mapping[str, Any] | None] | None = None,
+) -> CachePlan:
+    """Bytes of the cache of a model, for every scheme; exact, since the caches are fed tensors without numbers.
+
+    Args:
+        config: of the model.
+        batch_size: texts.
+        length: tokens of each.
+        dtype: of the model.
+        schemes: names and arguments of :class:`graphlossy.llm.KIVICache`, None for the model's own cache.
+
+    Raises:
+        TypeError: ``config`` is no configuration of transformers.
+        ValueError: a number is below 1, or the arguments of a scheme are not allowed.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> plan = plan_cache(LlamaConfig(num_key_value_heads=8), batch_size=4, length=8192)
+        >>> print(plan)
+        4 x 8192 tokens
+                                        bytes    less  bits
+        plain                         4.0 GiB   1.00x  16.00
+        8-bit                         2.3 GiB   1.75x  9.14
+        4-bit                         1.3 GiB   3.07x  5.21
+        keys 4, values 2, rotated     1.1 GiB   3.78x  4.23
+        2-bit                       833.0 MiB   4.92x  3.25
+    """
+    if not hasattr(config, "get_text_config"):
+        raise TypeError(f"config must be a model's configuration (model.config), got {type(config).__name__}")
+    for name, value in (("batch_size", batch_size), ("length", length)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    text = config.get_text_config(decoder=True)
+    found: list[tuple[str, dict[str, int], int]] = []
+    for scheme, arguments in {"plain": None, **(SCHEMES if schemes is None else schemes)}.items():
+        cache: Cache = DynamicCache(config=config) if arguments is None else KIVICache(config, **arguments)
+        numbers = 0
+        for layer in cache.layers:
+            shapes = [(batch_size, heads, length, width) for heads, width in _heads(text)]
+            states = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
+            layer.update(*states)
+            numbers += sum(t.numel() for t in _kept(layer, states))
+        found.append((scheme, _kinds(cache), numbers))
+    plain = sum(found[0][1].values())
+    rows = []
+    for scheme, kinds, numbers in found:
+        total = sum(kinds.values())
+        rows.append(CacheRow(scheme, total, kinds, plain / total, 8 * total / numbers))
+    return CachePlan(tuple(rows), batch_size, length)
+
+
+def _heads(text: Any) -> list[tuple[int, int]]:
+    """(heads, width) of keys and of values, as the model gives them to its cache."""
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if getattr(text, "kv_lora_rank", None):  # multi-head latent attention: the latent, and the part that is rotated
+        return [(1, text.kv_lora_rank), (1, text.qk_rope_head_dim)]
+    return [(heads, width), (heads, width)]
+
+
+def _kept(layer: Any, states: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What a layer keeps of the states: a window of its own keeps the last ones."""
+    return states if not getattr(layer, "is_sliding", False) else [layer.keys, layer.values]
+
+
+def _kinds(cache: Any) -> dict[str, int]:
+    kinds: dict[str, int] = {}
+    layers = cache.bytes_by_layer() if isinstance(cache, KIVICache) else [
+        {"plain": sum(t.numel() * t.element_size() for t in (layer.keys, layer.values))} for layer in cache.layers
+    ]  # fmt: skip
+    for layer in layers:
+        for kind, count in layer.items():
+            kinds[kind] = kinds.get(kind, 0) + count
+    return kinds

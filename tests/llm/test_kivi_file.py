@@ -1,0 +1,119 @@
+"""Saving and loading a cache, and the bytes of one that is planned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+transformers = pytest.importorskip("transformers")
+from kv_models import FAMILIES, generate, model_of, prompt, small  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from transformers import DynamicCache  # noqa: E402
+
+from graphlossy.llm import KIVICache, plan_cache  # noqa: E402
+
+
+def started(family: str, **options: Any) -> tuple[Any, Tensor, Tensor, Any]:
+    """A model, a padded prompt with its mask, and a cache that has read it."""
+    model, ids = model_of(family), prompt(2, 40)
+    mask = torch.ones_like(ids)
+    ids[1, :13], mask[1, :13] = 0, 0
+    cache = small(model.config, 2, **options)
+    with torch.no_grad():
+        model(ids, attention_mask=mask, past_key_values=cache)
+    return model, ids, mask, cache
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_goes_on_from_its_file(family: str, tmp_path: Path) -> None:
+    model, ids, mask, cache = started(family, rotate_values=True)
+    cache.save(tmp_path / "new" / "prefix.safetensors")
+    again = KIVICache.load(tmp_path / "new" / "prefix.safetensors", model.config)
+    assert again.nbytes <= cache.nbytes and again.get_seq_length() == 40
+    more = torch.cat([ids, prompt(2, 3)], 1)
+    mask = torch.cat([mask, torch.ones(2, 3, dtype=mask.dtype)], 1)
+    a, b = (generate(model, held, more, attention_mask=mask) for held in (cache, again))
+    assert torch.equal(a.sequences, b.sequences)
+    assert all(torch.equal(x, y) for x, y in zip(a.logits, b.logits, strict=True))
+
+
+def test_layers_of_their_own_and_an_empty_cache(tmp_path: Path) -> None:
+    model, _, _, cache = started("llama", per_layer={0: None})
+    cache.save(tmp_path / "a")
+    again = KIVICache.load(tmp_path / "a", model.config, device="cpu")
+    assert again.packed_layers == again.layers[1:] and again.bytes_by_layer()[0] == cache.bytes_by_layer()[0]
+    small(model.config).save(tmp_path / "b")
+    assert KIVICache.load(tmp_path / "b", model.config).get_seq_length() == 0
+
+
+def test_what_cannot_be_loaded(tmp_path: Path) -> None:
+    model, _, _, cache = started("llama")
+    path = tmp_path / "cache"
+    cache.save(path)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        KIVICache.load(tmp_path / "none", model.config)
+    deeper = transformers.LlamaConfig(num_hidden_layers=3)
+    with pytest.raises(ValueError, match="of another model: it has 2 layers"):
+        KIVICache.load(path, deeper)
+    with pytest.raises(ValueError, match="of another model: other layers"):
+        KIVICache.load(path, FAMILIES["gemma3"]())
+    (tmp_path / "half").write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match="truncated"):
+        KIVICache.load(tmp_path / "half", model.config)
+    save_file({"x": torch.ones(1)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="not one that a cache"):
+        KIVICache.load(tmp_path / "other", model.config)
+    facts = {"graphlossy.llm.kv": json.dumps({"version": 9})}
+    save_file(load_file(path), tmp_path / "newer", facts)
+    with pytest.raises(ValueError, match="version 9"):
+        KIVICache.load(tmp_path / "newer", model.config)
+    wider = transformers.LlamaConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, vocab_size=96)
+    loaded = KIVICache.load(path, wider)
+    with pytest.raises(ValueError, match="holds 2 rows of 2 heads of 16"):
+        transformers.LlamaForCausalLM(wider)(prompt(2, 1), past_key_values=loaded)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    _, _, _, cache = started("llama", per_layer={0: None})
+    cache.save(tmp_path / "cache")
+    before = (tmp_path / "cache").read_bytes()
+    cache.layers[0] = transformers.cache_utils.StaticLayer(8)
+    with pytest.raises(ValueError, match="layer 0 is a StaticLayer, whose state cannot be saved"):
+        cache.save(tmp_path / "cache")
+    assert (tmp_path / "cache").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("length", [1, 7, 40, 200])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plan_tells_the_bytes_of_the_real_cache(family: str, length: int) -> None:
+    model, ids = model_of(family), prompt(3, length)
+    schemes = {"2": {"bits": 2, "group_size": 8, "residual_length": 8, "sinks": 2}, "own": {"per_layer": {0: 8, 1: 3}}}
+    if family in ("gemma2", "gemma3"):
+        schemes.pop("own")
+    plan = plan_cache(model.config, 3, length, torch.float32, schemes)
+    for name, arguments in {"plain": None, **schemes}.items():
+        cache = DynamicCache(config=model.config) if arguments is None else KIVICache(model.config, **arguments)
+        with torch.no_grad():
+            model(ids, past_key_values=cache)
+        if arguments is not None:
+            assert cache.nbytes == plan[name].nbytes
+        elif family not in ("gemma2", "gemma3"):
+            assert plan[name].nbytes == sum(4 * (x.keys.numel() + x.values.numel()) for x in cache.layers)
+    assert plan["plain"].bits_per_number == 32
+
+
+def test_what_a_plan_refuses() -> None:
+    config = FAMILIES["llama"]()
+    with pytest.raises(ValueError, match="length must be a whole number of at least 1, got 0"):
+        plan_cache(config, 1, 0)
+    with pytest.raises(TypeError, match="model's configuration"):
+        plan_cache("smollm2")
+    with pytest.raises(ValueError, match="key_bits must be one of"):
+        plan_cache(config, schemes={"x": {"bits": 7}})
+    with pytest.raises(KeyError, match="no scheme '3-bit' in this plan; it has plain, 8-bit"):
+        plan_cache(config, 1, 9)["3-bit"]
