@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from graphlossy.llm.kv._attention import ATTENTION
 from graphlossy.llm.kv._file import read_cache, restore_layers, write_cache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
-from graphlossy.llm.kv._rows import Split, mask_of_caller, padding_of
+from graphlossy.llm.kv._padded import PaddedCache
+from graphlossy.llm.kv._rows import Split
+from graphlossy.llm.kv._states import ATTENTION
 
 __all__ = ["KIVICache"]
 
 _BITS = (1, 2, 3, 4, 8)
 
 
-class KIVICache(Cache):
+class KIVICache(PaddedCache):
     """Keys in few bits per channel, values in few bits per token; attention sinks and a recent window as they are.
 
     After KIVI (Liu et al., ICML 2024). Give it to any model of transformers: ``model.generate(**inputs,
@@ -139,6 +140,10 @@ class KIVICache(Cache):
         return cache
 
     @property
+    def padded_layers(self) -> list[Any]:
+        return self.packed_layers
+
+    @property
     def packed_layers(self) -> list[KIVILayer]:
         """The layers that are packed."""
         return [layer for layer in self.layers if isinstance(layer, KIVILayer)]
@@ -158,35 +163,6 @@ class KIVICache(Cache):
     def bytes_by_layer(self) -> list[dict[str, int]]:
         """For each layer, bytes of its ``packed`` codes, ``metadata``, ``window`` and ``sinks``, or ``plain``."""
         return [layer.bytes_by_kind() if isinstance(layer, KIVILayer) else _plain(layer) for layer in self.layers]
-
-    def set_padding(self, attention_mask: Tensor) -> None:
-        """Tells how many pads are before each row's first real token.
-
-        Models of transformers need no such call: it is read off the attention mask of their first pass.
-
-        Args:
-            attention_mask: [B, T], 0 for pads, as the tokenizer gives it.
-
-        Raises:
-            ValueError: there are tokens in the cache, or the mask has another shape.
-        """
-        if attention_mask.dim() != 2:
-            raise ValueError(f"attention_mask must have the shape [rows, tokens], got {tuple(attention_mask.shape)}")
-        if any(layer.seen for layer in self.packed_layers):
-            raise ValueError("there are tokens in this cache: tell it of padding before the first pass, or reset() it")
-        for layer in self.packed_layers:
-            layer.padding = padding_of(attention_mask)
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """As transformers asks for it; the padding is read off the mask that it is about to use."""
-        first = self.packed_layers[0]
-        if first.seen == 0 or any(first.seen <= pads for pads in first.padding):
-            mask = mask_of_caller(len(first.padding) if first.seen else None, first.seen + query_length)
-            if mask is not None:
-                pads = padding_of(mask[:, : first.seen + query_length])
-                for layer in self.packed_layers:
-                    layer.padding = list(pads)
-        return super().get_mask_sizes(query_length, layer_idx)
 
 
 def _others(per_layer: Any, count: int) -> dict[int, tuple[int, int] | None]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from graphlossy.core.packed_attention import PackedTokens
-from graphlossy.llm.kv._attention import MOST_QUERIES, PackedStates
 from graphlossy.llm.kv._chunks import Chunks, writable
+from graphlossy.llm.kv._packed_states import MOST_QUERIES, PackedStates
 from graphlossy.llm.kv._rotation import rotate
 from graphlossy.llm.kv._rows import Split, row_table, same
 

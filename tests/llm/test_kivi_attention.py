@@ -11,20 +11,20 @@ transformers = pytest.importorskip("transformers")
 from kv_models import FAMILIES, generate, model_of, prompt, small  # noqa: E402
 
 from graphlossy.llm import KIVICache  # noqa: E402
-from graphlossy.llm.kv import _attention  # noqa: E402
+from graphlossy.llm.kv import _attention, _packed_states  # noqa: E402
 
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Positions of every pass through packed attention."""
+    """Queries of every pass through packed attention, those of the heads that share keys together."""
     found: list[int] = []
-    straight = _attention._from_packed
+    straight = _packed_states.packed_attention
 
-    def counted(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def counted(query: torch.Tensor, *rest: Any) -> Any:
         found.append(query.shape[2])
         return straight(query, *rest)
 
-    monkeypatch.setattr(_attention, "_from_packed", counted)
+    monkeypatch.setattr(_packed_states, "packed_attention", counted)
     return found
 
 
@@ -43,7 +43,7 @@ def test_a_family_generates_what_it_does_with_decoded_states(
     packed = generate(model, small(model.config, **options), ids, attention_mask=mask)
     layers = len(packed.past_key_values.packed_layers)
     steps = 0 if family == "deepseek_v3" else 23  # every one after the prompt; a latent is expanded, so it is decoded
-    assert passes == [1] * (steps * layers)
+    assert len(passes) == steps * layers
     assert torch.equal(packed.sequences, decoded.sequences)
     for a, b in zip(packed.logits, decoded.logits, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
@@ -60,7 +60,7 @@ def test_beams_and_rollbacks(passes: list[int]) -> None:
         assisted = generate(model, small(model.config), ids[:1], output_logits=False, assistant_model=helper)
         found.append((beams.sequences, assisted.sequences))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
-    assert {1} < set(passes)  # more than one position: what an assistant proposed
+    assert {2} < set(passes)  # more than one position: what an assistant proposed
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -73,7 +73,7 @@ def test_16_bit_models(dtype: torch.dtype, passes: list[int]) -> None:
             model.set_attn_implementation(name)
             model(ids[:, :-1], past_key_values=cache)
             logits.append(model(ids[:, -1:], past_key_values=cache).logits.float())
-    assert passes == [1, 1]
+    assert passes == [2, 2]
     assert float((logits[0] - logits[1]).abs().max()) < 0.05 * float(logits[0].std())
 
 
@@ -87,7 +87,7 @@ def test_many_positions_are_decoded_once(passes: list[int]) -> None:
         assert passes == []  # 20 positions
         model(ids[:, :40], past_key_values=pieces)
         found = [model(ids[:, i : i + 5], past_key_values=pieces).logits for i in range(40, 60, 5)]
-    assert passes == [5] * 8
+    assert passes == [10] * 8
     assert float((torch.cat(found, 1) - expected).abs().max()) < 0.1 * float(expected.std())
 
 
@@ -118,7 +118,7 @@ def test_what_packed_states_are_asked_for_is_decoded() -> None:
         model(ids, past_key_values=expected)
     keys, values = expected.packed_layers[0].update(new, new)
     states = layer.update(new, new)
-    assert isinstance(states[0], _attention.PackedStates)
+    assert isinstance(states[0], _packed_states.PackedStates)
     assert states[0].shape == (1, 2, 41, 16) and torch.equal(states[0][:, 1], keys[:, 1])
     assert torch.equal(states[1].transpose(1, 2), values.transpose(1, 2))
     query = torch.randn(1, 2, 1, 16)
