@@ -22,6 +22,8 @@ else:
     from graphlossy.llm._switch import compress, load_state, restore, state
 
     __all__ = [
+        "EvictionCache",
+        "H2OCache",
         "KIVICache",
         "LossyCallback",
         "NormCache",
@@ -35,6 +37,8 @@ else:
     ]
 
     _NEED_TRANSFORMERS = {
+        "EvictionCache": "graphlossy.llm.kv",
+        "H2OCache": "graphlossy.llm.kv",
         "KIVICache": "graphlossy.llm.kv",
         "LossyCallback": "graphlossy.llm._callback",
         "plan_cache": "graphlossy.llm.kv",

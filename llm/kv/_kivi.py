@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from graphlossy.llm.kv._file import read_cache, restore_layers, write_cache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
-from graphlossy.llm.kv._padded import PaddedCache
+from graphlossy.llm.kv._lossy_cache import LossyCache
 from graphlossy.llm.kv._rows import Split
 from graphlossy.llm.kv._states import ATTENTION
 
@@ -21,7 +21,7 @@ __all__ = ["KIVICache"]
 _BITS = (1, 2, 3, 4, 8)
 
 
-class KIVICache(PaddedCache):
+class KIVICache(LossyCache):
     """Keys in few bits per channel, values in few bits per token; attention sinks and a recent window as they are.
 
     After KIVI (Liu et al., ICML 2024). Give it to any model of transformers: ``model.generate(**inputs,
@@ -140,29 +140,9 @@ class KIVICache(PaddedCache):
         return cache
 
     @property
-    def padded_layers(self) -> list[Any]:
-        return self.packed_layers
-
-    @property
     def packed_layers(self) -> list[KIVILayer]:
         """The layers that are packed."""
-        return [layer for layer in self.layers if isinstance(layer, KIVILayer)]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all storages: codes, scales and offsets, windows, sinks, and layers that are not packed."""
-        return sum(sum(kinds.values()) for kinds in self.bytes_by_layer())
-
-    @property
-    def plain_bytes(self) -> int:
-        """Bytes of the same tokens in the model's own precision."""
-        return sum(
-            layer.plain_bytes if isinstance(layer, KIVILayer) else sum(_plain(layer).values()) for layer in self.layers
-        )
-
-    def bytes_by_layer(self) -> list[dict[str, int]]:
-        """For each layer, bytes of its ``packed`` codes, ``metadata``, ``window`` and ``sinks``, or ``plain``."""
-        return [layer.bytes_by_kind() if isinstance(layer, KIVILayer) else _plain(layer) for layer in self.layers]
+        return self.own_layers
 
 
 def _others(per_layer: Any, count: int) -> dict[int, tuple[int, int] | None]:
@@ -187,8 +167,3 @@ def _width(name: str, bits: Any) -> int:
 def _whole(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
-def _plain(layer: Any) -> dict[str, int]:
-    tensors = [t for t in (getattr(layer, "keys", None), getattr(layer, "values", None)) if isinstance(t, Tensor)]
-    return {"plain": sum(t.numel() * t.element_size() for t in tensors)}

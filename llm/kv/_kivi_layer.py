@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
 
 from graphlossy.core.packed_attention import PackedTokens
 from graphlossy.llm.kv._chunks import Chunks, writable
+from graphlossy.llm.kv._layer import RowsLayer, storage_bytes
 from graphlossy.llm.kv._packed_states import MOST_QUERIES, PackedStates
 from graphlossy.llm.kv._rotation import rotate
 from graphlossy.llm.kv._rows import Split, row_table, same
@@ -21,7 +21,7 @@ __all__ = ["KIVILayer"]
 _TENSORS = ("keys", "values", "key_sinks", "value_sinks")  # in floating point
 
 
-class KIVILayer(CacheLayerMixin):
+class KIVILayer(RowsLayer):
     """Keys and values of one attention layer (Liu et al., KIVI, ICML 2024, section 3).
 
     Keys, after their rotary embedding, are rounded per channel in groups of ``chunk`` tokens, values per token in
@@ -45,9 +45,7 @@ class KIVILayer(CacheLayerMixin):
         direct: whether the attention takes packed states, so that nothing is decoded for it.
     """
 
-    is_compileable = False
     is_croppable = True
-    is_sliding = False
 
     def __init__(
         self, key_bits: int, value_bits: int, group_size: int, split: Split, rotate_values: bool = False
@@ -84,7 +82,7 @@ class KIVILayer(CacheLayerMixin):
         key_states, value_states = key_states.detach(), value_states.detach()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self._check(key_states)
+        self.check_keys(key_states, [self.key_sinks.shape[i] for i in (0, 1, 3)])
         self.keys = torch.cat([self.keys, key_states], -2)
         self.values = torch.cat([self.values, value_states], -2)
         self.seen += key_states.shape[-2]
@@ -103,12 +101,6 @@ class KIVILayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.seen + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.seen
-
-    def get_max_length(self) -> int:
-        return -1
 
     def reset(self) -> None:
         self.key_chunks = Chunks(self.key_chunks.bits, self.key_chunks.group_size)
@@ -143,15 +135,6 @@ class KIVILayer(CacheLayerMixin):
         for chunks in (self.key_chunks, self.value_chunks):
             chunks.keep(max(packed))
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._take(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._take(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._take(torch.arange(len(self._packed)).repeat_interleave(repeats))
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, numbers) for :meth:`load_state`."""
         if not self.is_initialized:
@@ -179,32 +162,16 @@ class KIVILayer(CacheLayerMixin):
 
     # -- what is stored -----------------------------------------------------------------------------------------------
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that is stored."""
-        return sum(self.bytes_by_kind().values())
-
-    @property
-    def plain_bytes(self) -> int:
-        """Bytes of the same tokens in full precision."""
-        if not self.is_initialized:
-            return 0
-        rows, heads = self.keys.shape[:2]
-        return self.seen * rows * heads * (self.keys.shape[-1] + self.values.shape[-1]) * self.keys.element_size()
-
     def bytes_by_kind(self) -> dict[str, int]:
         """Bytes of codes, of scales and offsets, of the window and of the sinks."""
         chunks = (self.key_chunks, self.value_chunks)
         metadata = sum(part.metadata_nbytes for part in chunks)
 
-        def plain(*tensors: Tensor | None) -> int:
-            return sum(t.untyped_storage().nbytes() for t in tensors if t is not None)
-
         return {
             "packed": sum(part.nbytes for part in chunks) - metadata,
             "metadata": metadata,
-            "window": plain(self.keys, self.values),
-            "sinks": plain(self.key_sinks, self.value_sinks),
+            "window": storage_bytes(self.keys, self.values),
+            "sinks": storage_bytes(self.key_sinks, self.value_sinks),
         }
 
     def packed_tokens(self) -> PackedTokens:
@@ -303,24 +270,9 @@ class KIVILayer(CacheLayerMixin):
         if first > 0:
             self.keys, self.values = (t[..., first:, :].clone() for t in (self.keys, self.values))
 
-    def _take(self, rows: Tensor) -> None:
-        if not self.is_initialized:
-            return
-        places = range(len(self.padding))
-        chosen = [places[int(i)] for i in (rows.nonzero().flatten() if rows.dtype == torch.bool else rows).tolist()]
-        index = torch.tensor(chosen, dtype=torch.long, device=self.device)
-        self.keys, self.values, self.key_sinks, self.value_sinks = (
-            t.index_select(0, index) for t in (self.keys, self.values, self.key_sinks, self.value_sinks)
-        )
+    def take_rows(self, chosen: list[int], index: Tensor) -> None:
+        for name in _TENSORS:
+            setattr(self, name, getattr(self, name).index_select(0, index))
         self.key_chunks.select(index)
         self.value_chunks.select(index)
-        self.padding, self._packed = ([values[i] for i in chosen] for values in (self.padding, self._packed))
-
-    def _check(self, keys: Tensor) -> None:
-        batch, heads, _, width = keys.shape
-        if (batch, heads, width) != (self.key_sinks.shape[0], self.key_sinks.shape[1], self.key_sinks.shape[3]):
-            have = self.key_sinks.shape
-            raise ValueError(
-                f"this cache holds {have[0]} rows of {have[1]} heads of {have[3]}, and was given keys of {batch} rows "
-                f"of {heads} heads of {width}: use a new cache for another batch or model, or reset() this one"
-            )
+        self._packed = [self._packed[row] for row in chosen]

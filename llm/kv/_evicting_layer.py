@@ -1,0 +1,208 @@
+"""One layer of an :class:`EvictionCache`: the tokens that matter most, and the recent ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphlossy.llm.kv._layer import RowsLayer, storage_bytes
+from graphlossy.llm.kv._states import ATTENTION, LazyStates
+from graphlossy.llm.kv._sums import attention_sums
+from graphlossy.llm.kv.scorers import Scorer, View
+
+__all__ = ["Budget", "EvictingLayer"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many tokens of a row are kept.
+
+    Args:
+        heavy: with the highest scores: a number of tokens, or a share of those of the row's first pass.
+        recent: the last ones, likewise.
+
+    Example:
+        >>> Budget(0.1, 64).tokens(1000)
+        (100, 64)
+    """
+
+    heavy: int | float
+    recent: int | float
+
+    def tokens(self, prompt: int) -> tuple[int, int]:
+        """(heavy, recent) tokens of a row whose first pass had ``prompt`` real ones."""
+        heavy, recent = (n if isinstance(n, int) else int(n * prompt) for n in (self.heavy, self.recent))
+        return heavy, max(1, recent)
+
+
+class ObservedStates(LazyStates):
+    """The keys of an :class:`EvictingLayer`, which learns what attention was paid to them."""
+
+    def __init__(self, layer: EvictingLayer) -> None:
+        super().__init__(lambda: layer.keys)
+        self._layer = layer
+
+    def attend(self, query: Tensor, values: Any, call: Any) -> Tensor:
+        return self._layer.attend(query, call)
+
+
+class EvictingLayer(RowsLayer):
+    """Keys and values of one attention layer, of which each row and head of keys keeps its own.
+
+    A pass sees all tokens that are kept and its own; then those beyond the budget are dropped, those with the lowest
+    scores first, the recent ones never. Pads are never kept while a row has a real token to drop.
+
+    Args:
+        scorer: says what a token is worth.
+        budget: of every row.
+
+    Attributes:
+        padding: pads before the first real token of each row.
+        seen: tokens of a row, pads and dropped ones included.
+        counts: real tokens of each row that are kept; they are the last of the slots.
+        positions: int32 [B, H, K] of the tokens that are kept, counted from the row's first real one.
+    """
+
+    is_croppable = False
+
+    def __init__(self, scorer: Scorer, budget: Budget) -> None:
+        super().__init__()
+        self.scorer, self.budget = scorer, budget
+        self.reset()
+
+    def reset(self) -> None:
+        self.keys = self.values = None
+        self.positions, self.scores = torch.empty(0, dtype=torch.int32), torch.empty(0)
+        self.padding: list[int] = []
+        self.counts: list[int] = []
+        self._limits: list[tuple[int, int]] = []  # heavy and recent tokens of each row
+        self._unseen = 0  # tokens of a pass whose attention has not been told
+        self.seen, self.is_initialized = 0, False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        batch, heads = key_states.shape[:2]
+        if len(self.padding) != batch:
+            self.padding = [0] * batch
+        self.counts = [0] * batch
+        self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
+        self.positions = torch.empty((batch, heads, 0), dtype=torch.int32, device=self.device)
+        self.scores = torch.empty((batch, heads, 0), device=self.device)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Appends tokens [B, H, q, D]; returns what our attention takes. No gradient passes through.
+
+        Raises:
+            ValueError: the batch or the model is another one, or the last pass did not go through our attention.
+        """
+        key_states, value_states = key_states.detach(), value_states.detach()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self._unseen:
+            raise ValueError(
+                f"the last pass of this cache did not go through the attention {ATTENTION!r}, so nothing is known of "
+                "what its tokens are worth"
+            )
+        self.check_keys(key_states, [self.keys.shape[i] for i in (0, 1, 3)])
+        new = key_states.shape[-2]
+        self.keys = torch.cat([self.keys, key_states], -2)
+        self.values = torch.cat([self.values, value_states], -2)
+        places = torch.arange(self.seen, self.seen + new, dtype=torch.int32) - torch.tensor(self.padding)[:, None]
+        places = places.to(self.device, torch.int32)[:, None].expand(-1, self.keys.shape[1], -1)
+        self.positions = torch.cat([self.positions, places], -1)
+        self.scores = torch.cat([self.scores, self.scores.new_zeros(places.shape)], -1)
+        self.seen += new
+        self._unseen = new
+        self.counts = [
+            n + min(new, max(0, self.seen - pads)) for n, pads in zip(self.counts, self.padding, strict=True)
+        ]
+        if not self._limits:
+            self._limits = [self.budget.tokens(n) for n in self.counts]
+        return ObservedStates(self), LazyStates(lambda: self.values)
+
+    def attend(self, query: Tensor, call: Any) -> Tensor:
+        """Attention [B, heads, Q, E] of the pass whose tokens were appended last; then drops what is too much."""
+        mask = self._mask(query.shape[2], call.mask)
+        found: Tensor = call.run(query, self.keys, self.values, mask)
+        first = self._unseen == self.seen
+        self._unseen = 0
+        if first or not self.scorer.prompt_only:
+            boolean = mask if mask is None or mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            sums = partial(self._sums, query, boolean, call)
+            heads = query.shape[1] // self.keys.shape[1]
+            view = View(self.keys, self.values, self.positions, self.scores, sums, heads)
+            self.scores = self.scorer.scores(view).float()
+            self._evict()
+        return found
+
+    def _sums(self, query: Tensor, mask: Tensor | None, call: Any, last: int | None) -> Tensor:
+        if mask is not None:  # queries that are pads tell nothing
+            queries, count = query.shape[2], self.keys.shape[2]
+            place = torch.arange(count - queries, count, device=self.device)
+            real = place[None] >= torch.tensor([count - n for n in self.counts], device=self.device)[:, None]
+            mask = mask & real[:, None, :, None]
+        return attention_sums(query, self.keys, mask, call.scaling, call.softcap, last)
+
+    def _mask(self, queries: int, given: Tensor | None) -> Tensor | None:
+        """What transformers says, without the slots in which a row has nothing."""
+        count = self.keys.shape[2]
+        if all(n == count for n in self.counts):
+            return given
+        slots = torch.arange(count, device=self.device)
+        real = slots[None] >= torch.tensor([count - n for n in self.counts], device=self.device)[:, None]
+        if given is None:
+            given = (slots <= slots[count - queries :, None])[None, None]
+        if given.dtype == torch.bool:
+            return given & real[:, None, None]
+        return given.masked_fill(~real[:, None, None], torch.finfo(given.dtype).min)
+
+    def _evict(self) -> None:
+        count = self.keys.shape[2]
+        kept = [min(n, heavy + recent) for n, (heavy, recent) in zip(self.counts, self._limits, strict=True)]
+        if kept == self.counts:
+            return
+        slots = torch.arange(count, device=self.device)
+
+        def column(numbers: list[int]) -> Tensor:
+            return torch.tensor(numbers, device=self.device)[:, None, None]
+
+        recent = slots >= column([count - recent for _, recent in self._limits])
+        real = slots >= column([count - n for n in self.counts])
+        candidates = real & ~recent
+        order = self.scores.masked_fill(~candidates, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+        rank = torch.empty_like(order).scatter_(-1, order, slots.expand_as(order))
+        keep = candidates & (rank < column([heavy for heavy, _ in self._limits])) | recent & real
+        index = keep.to(torch.uint8).argsort(dim=-1, stable=True)[..., count - max(kept) :]  # in order, at the end
+        self.positions, self.scores = self.positions.gather(-1, index), self.scores.gather(-1, index)
+        self.keys, self.values = (
+            t.gather(2, index[..., None].expand(-1, -1, -1, t.shape[-1])) for t in (self.keys, self.values)
+        )
+        self.counts = kept
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        held = 0 if self.keys is None else self.keys.shape[2]
+        return held + query_length, self.seen - held
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Raises ValueError: what was dropped cannot come back."""
+        if tokens_to_remove:
+            raise ValueError(
+                "a cache that drops tokens cannot be rolled back: it does not go with assisted decoding, KIVICache does"
+            )
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """Bytes of keys and values, and of scores and positions."""
+        if not self.is_initialized:
+            return {"plain": 0, "metadata": 0}
+        kinds = {"plain": (self.keys, self.values), "metadata": (self.scores, self.positions)}
+        return {kind: storage_bytes(*held) for kind, held in kinds.items()}
+
+    def take_rows(self, chosen: list[int], index: Tensor) -> None:
+        for name in ("keys", "values", "positions", "scores"):
+            setattr(self, name, getattr(self, name).index_select(0, index))
+        self.counts, self._limits = ([values[row] for row in chosen] for values in (self.counts, self._limits))

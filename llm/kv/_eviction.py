@@ -1,0 +1,105 @@
+"""``EvictionCache`` and ``H2OCache``: caches that keep the tokens that matter, for transformers' models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from graphlossy.llm.kv._evicting_layer import Budget, EvictingLayer
+from graphlossy.llm.kv._lossy_cache import LossyCache
+from graphlossy.llm.kv._states import ATTENTION
+from graphlossy.llm.kv.scorers import H2O, Scorer
+
+__all__ = ["EvictionCache", "H2OCache"]
+
+
+class EvictionCache(LossyCache):
+    """Keeps, for every row and head of keys, the tokens that a scorer values most, and the recent ones.
+
+    Give it to any model of transformers whose attention is ours: ``model.set_attn_implementation("graphlossy")``, then
+    ``model.generate(**inputs, past_key_values=EvictionCache(model.config, SnapKV(), heavy=512, recent=64))``. A pass
+    sees all tokens that are kept and its own, then those beyond the budget are dropped: the prompt itself is read in
+    full. Positions stay those of the text. Only layers whose cache grows with it are treated; sliding-window and
+    linear-attention layers keep theirs. A row padded on the left keeps what it would keep alone. What was dropped
+    cannot come back: the cache cannot be rolled back.
+
+    Args:
+        config: of the model.
+        scorer: one of :mod:`graphlossy.llm.kv.scorers`.
+        heavy: tokens of the highest scores that are kept, or their share of the row's first pass if below 1.
+        recent: last tokens that are kept, likewise; at least one.
+
+    Raises:
+        TypeError: ``config`` is no configuration of transformers, or ``scorer`` no scorer.
+        ValueError: ``heavy`` or ``recent`` is out of range.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from graphlossy.llm.kv.scorers import Knorm
+        >>> config = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        ...                      num_attention_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        >>> model = LlamaForCausalLM(config).eval()
+        >>> model.set_attn_implementation("graphlossy")
+        >>> cache = EvictionCache(config, Knorm(), heavy=0.2, recent=30)
+        >>> out = model.generate(torch.arange(3, 63)[None].repeat(1, 10), past_key_values=cache, max_new_tokens=4)
+        >>> cache.get_seq_length(), cache.own_layers[0].counts
+        (603, [150])
+    """
+
+    def __init__(self, config: Any, scorer: Scorer, *, heavy: int | float, recent: int | float) -> None:
+        if not hasattr(config, "get_text_config"):
+            raise TypeError(f"config must be a model's configuration (model.config), got {type(config).__name__}")
+        if not isinstance(scorer, Scorer):
+            raise TypeError(f"scorer must be one of graphlossy.llm.kv.scorers, such as H2O(), got {scorer!r}")
+        budget = Budget(_amount("heavy", heavy), _amount("recent", recent))
+        layers = DynamicCache(config=config).layers
+        for number, layer in enumerate(layers):
+            if type(layer) is DynamicLayer:
+                layers[number] = EvictingLayer(scorer, budget)
+        if not any(isinstance(layer, EvictingLayer) for layer in layers):
+            raise ValueError("no layer of this model has a cache that grows with the text: there is nothing to drop")
+        super().__init__(layers=layers)
+        self._config = config.get_text_config(decoder=True)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Appends tokens to a layer, as transformers asks for it.
+
+        Raises:
+            ValueError: the model's attention is not ours.
+        """
+        if self._config._attn_implementation != ATTENTION:
+            raise ValueError(
+                f"{type(self).__name__} must learn what attention its tokens are paid: "
+                f"model.set_attn_implementation({ATTENTION!r}) first (it is {self._config._attn_implementation!r})"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+class H2OCache(EvictionCache):
+    """Heavy hitters, by all attention that they were paid, and the recent tokens (Zhang et al., H2O, NeurIPS 2023).
+
+    An :class:`EvictionCache` with the scorer :class:`graphlossy.llm.kv.scorers.H2O`. A token's score is the attention
+    paid to it by queries that could see it, summed over the query heads that share its head of keys; it is computed
+    some queries at a time, so the matrix of a long prompt never exists.
+
+    Args:
+        config: of the model.
+        heavy: tokens of the highest scores that are kept, or their share of the row's first pass if below 1.
+        recent: last tokens that are kept, likewise; at least one.
+    """
+
+    def __init__(self, config: Any, heavy: int | float = 0.1, recent: int | float = 0.1) -> None:
+        super().__init__(config, H2O(), heavy=heavy, recent=recent)
+
+
+def _amount(name: str, value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value >= 0):
+        raise ValueError(f"{name} must be a number of tokens, or a share of the prompt below 1, got {value!r}")
+    if isinstance(value, float) and value >= 1:
+        raise ValueError(f"{name} must be a whole number of tokens or a share below 1, got {value!r}")
+    return value

@@ -1,0 +1,84 @@
+"""What our cache layers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+__all__ = ["RowsLayer", "storage_bytes"]
+
+
+class RowsLayer(CacheLayerMixin):
+    """A layer whose rows may each have another number of pads.
+
+    Attributes:
+        padding: pads before the first real token of each row.
+        seen: tokens of a row, pads included.
+    """
+
+    is_compileable = False
+    is_sliding = False
+    padding: list[int]
+    seen: int
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.take(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.take(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.take(torch.arange(len(self.padding)).repeat_interleave(repeats))
+
+    def take(self, rows: Tensor) -> None:
+        """Takes rows of the batch, by numbers (also from the end) or as a mask."""
+        if not self.is_initialized:
+            return
+        places = range(len(self.padding))
+        chosen = [places[int(i)] for i in (rows.nonzero().flatten() if rows.dtype == torch.bool else rows).tolist()]
+        self.take_rows(chosen, torch.tensor(chosen, dtype=torch.long, device=self.device))
+        self.padding = [self.padding[row] for row in chosen]
+
+    def take_rows(self, chosen: list[int], index: Tensor) -> None:
+        """Does so with all but ``padding``; ``index`` is ``chosen`` on the device."""
+        raise NotImplementedError
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """Bytes of all that is stored, by kind."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored."""
+        return sum(self.bytes_by_kind().values())
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes of all tokens that were seen, in full precision."""
+        if not self.is_initialized:
+            return 0
+        rows, heads = self.keys.shape[:2]
+        return self.seen * rows * heads * (self.keys.shape[-1] + self.values.shape[-1]) * self.keys.element_size()
+
+    def check_keys(self, keys: Tensor, have: Sequence[int]) -> None:
+        """Raises ValueError where keys [B, H, q, D] are not of ``have`` = (B, H, D)."""
+        batch, heads, _, width = keys.shape
+        if (batch, heads, width) != tuple(have):
+            raise ValueError(
+                f"this cache holds {have[0]} rows of {have[1]} heads of {have[2]}, and was given keys of {batch} rows "
+                f"of {heads} heads of {width}: use a new cache for another batch or model, or reset() this one"
+            )
+
+
+def storage_bytes(*tensors: Tensor | None) -> int:
+    """Bytes of the storages behind tensors."""
+    return sum(t.untyped_storage().nbytes() for t in tensors if t is not None)

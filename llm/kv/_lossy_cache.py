@@ -1,0 +1,72 @@
+"""What our caches have in common: layers of their own among those of the model, their bytes, the padding of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from graphlossy.llm.kv._layer import RowsLayer
+from graphlossy.llm.kv._rows import mask_of_caller, padding_of
+
+__all__ = ["LossyCache"]
+
+
+class LossyCache(Cache):
+    """A cache some of whose layers are ours; it reads the padding of rows off the attention mask of the first pass."""
+
+    @property
+    def own_layers(self) -> list[Any]:
+        """The layers that are ours."""
+        return [layer for layer in self.layers if isinstance(layer, RowsLayer)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all storages, those of layers that are the model's own included."""
+        return sum(sum(kinds.values()) for kinds in self.bytes_by_layer())
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes of the same tokens in the model's own cache."""
+        return sum(
+            layer.plain_bytes if isinstance(layer, RowsLayer) else sum(_plain(layer).values()) for layer in self.layers
+        )
+
+    def bytes_by_layer(self) -> list[dict[str, int]]:
+        """For each layer its bytes by kind: ``packed`` codes, ``metadata``, ``window``, ``sinks``, ``plain``."""
+        return [layer.bytes_by_kind() if isinstance(layer, RowsLayer) else _plain(layer) for layer in self.layers]
+
+    def set_padding(self, attention_mask: Tensor) -> None:
+        """Tells how many pads are before each row's first real token.
+
+        Models of transformers need no such call: it is read off the attention mask of their first pass.
+
+        Args:
+            attention_mask: [B, T], 0 for pads, as the tokenizer gives it.
+
+        Raises:
+            ValueError: there are tokens in the cache, or the mask has another shape.
+        """
+        if attention_mask.dim() != 2:
+            raise ValueError(f"attention_mask must have the shape [rows, tokens], got {tuple(attention_mask.shape)}")
+        if any(layer.seen for layer in self.own_layers):
+            raise ValueError("there are tokens in this cache: tell it of padding before the first pass, or reset() it")
+        for layer in self.own_layers:
+            layer.padding = padding_of(attention_mask)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """As transformers asks for it; the padding is read off the mask that it is about to use."""
+        first = self.own_layers[0]
+        if first.seen == 0 or any(first.seen <= pads for pads in first.padding):
+            mask = mask_of_caller(len(first.padding) if first.seen else None, first.seen + query_length)
+            if mask is not None:
+                pads = padding_of(mask[:, : first.seen + query_length])
+                for layer in self.own_layers:
+                    layer.padding = list(pads)
+        return super().get_mask_sizes(query_length, layer_idx)
+
+
+def _plain(layer: Any) -> dict[str, int]:
+    tensors = [t for t in (getattr(layer, "keys", None), getattr(layer, "values", None)) if isinstance(t, Tensor)]
+    return {"plain": sum(t.numel() * t.element_size() for t in tensors)}
