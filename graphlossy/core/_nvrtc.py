@@ -21,7 +21,10 @@ from graphlossy.core._files import written
 __all__ = ["CompileError", "architecture", "cache_folder", "compile_source", "load_nvrtc", "nvrtc_version", "sources"]
 
 CSRC = Path(__file__).with_name("csrc")
-SOURCE, HEADERS = "lossy_cuda.cu", ("group_math.h", "quantize.cuh", "masks.cuh", "multi_size.cuh")
+SOURCE, HEADERS = (
+    "lossy_cuda.cu",
+    ("group_math.h", "quantize.cuh", "masks.cuh", "multi_size.cuh", "packed_attention.cuh"),
+)
 # One rounding an operation, as on the CPU: no contraction of a product and a sum into one.
 OPTIONS = ("--std=c++17", "--fmad=false")
 _PATTERNS = ("nvidia/cu*/lib/libnvrtc.so.*", "nvidia/cuda_nvrtc/lib/libnvrtc.so.*")

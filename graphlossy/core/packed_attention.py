@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphlossy.core import _cpu, _packed_attention
+from graphlossy.core import _cpu, _cuda, _cuda_packed_attention, _packed_attention
 from graphlossy.core._packed_attention import PackedTokens
 from graphlossy.core._schemas import LIBRARY, check_bits, check_group_size, groups_per_row, row_bytes
 
@@ -107,6 +107,14 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
 
 
+def _on_cuda(kernels: _cuda.Kernels, query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    if query.shape[-1] > _cuda_packed_attention.WIDEST:
+        return _reference(query, *rest)
+    packed, full = _fake(query, *rest)
+    _cuda_packed_attention.run(kernels, query, PackedTokens(*rest[:_PARTS]), *rest[_PARTS:], packed, full)
+    return packed, full
+
+
 def _on_cpu(kernels: _cpu.Kernels) -> Any:
     def run(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         packed, full = _fake(query, *rest)
@@ -141,3 +149,4 @@ torch.library.register_fake("graphlossy::packed_attention", _fake, lib=LIBRARY)
 LIBRARY.impl("packed_attention", _reference, "CompositeExplicitAutograd")
 if _cpu.kernels is not None:
     LIBRARY.impl("packed_attention", _on_cpu(_cpu.kernels), "CPU")
+LIBRARY.impl("packed_attention", _cuda.with_reference(_on_cuda, _reference), "CUDA")

@@ -31,6 +31,9 @@ ENTRIES = {
     *(f"quantize_{kind}_{bits}{who}" for kind in FLOATS for bits in BITS for who in ("", "_block")),
     *(f"{op}_{kind}" for op in ("pack_mask", "mask_apply") for kind in FLOATS),
     *(f"{op}_int{bits}" for op in ("pack_mask", "unpack_mask") for bits in (8, 16, 32, 64)),
+    *(f"packed_attention_{keys}_{values}" for keys in BITS for values in BITS),
+    *(f"full_attention_{kind}" for kind in FLOATS),
+    "merge_attention",
 }
 TINY = 'extern "C" __global__ void fill(float* x) { x[threadIdx.x] = VALUE; }'
 

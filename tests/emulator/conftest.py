@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphlossy.core import _nvrtc, _schemas
+from graphlossy.core import _nvrtc, _schemas, packed_attention
 from graphlossy.core._cuda import Kernels, primary_context
 from graphlossy.core._cuda_multi_size import CudaOps
 
@@ -58,6 +58,9 @@ def definitions_of(calls: Calls) -> dict[str, str]:
     """The kernels that some calls need."""
     recorder = Recorder()
     for op, arguments in calls:
+        if op == "packed_attention":
+            packed_attention._on_cuda(recorder, *arguments)
+            continue
         getattr(recorder if hasattr(recorder, op) else CudaOps(recorder), op)(*arguments)
     return recorder.definitions
 

@@ -2,8 +2,10 @@
 // first call, with LOSSY_KERNELS defining that one; without it, all of them.
 #include "masks.cuh"
 #include "multi_size.cuh"
+#include "packed_attention.cuh"
 #include "quantize.cuh"
 
+using lossy::AttentionSizes;
 using lossy::bfloat16_bits;
 using lossy::Bucket;
 using lossy::Codes;
@@ -57,6 +59,25 @@ using lossy::half_bits;
     lossy::multi_size_scores<T>({planes, counts, words, tokens, map_bits, codes, wide}, buckets, bits, queries, begins,\
                                 out, batch);                                                                           \
   }
+#define LOSSY_PACKED_ATTENTION(NAME, KEY_BITS, VALUE_BITS)                                                             \
+  LOSSY_ENTRY NAME(AttentionSizes sizes, const float* query, const uint8_t* keys, const uint16_t* key_scale,           \
+                   const uint16_t* key_offset, const uint8_t* values, const uint16_t* value_scale,                     \
+                   const uint16_t* value_offset, const int32_t* rows, const uint8_t* mask, float* partial,             \
+                   int64_t items) {                                                                                    \
+    lossy::attend_packed<KEY_BITS, VALUE_BITS>(sizes, query, keys, key_scale, key_offset, values, value_scale,         \
+                                               value_offset, rows, mask, partial, items);                              \
+  }
+#define LOSSY_FULL_ATTENTION(T, NAME)                                                                                  \
+  LOSSY_ENTRY NAME(AttentionSizes sizes, const float* query, const T* sink_keys, const T* sink_values,                 \
+                   const T* window_keys, const T* window_values, const int32_t* rows, const uint8_t* mask,             \
+                   float* partial, int64_t items) {                                                                    \
+    lossy::attend_full<T>(sizes, query, sink_keys, sink_values, window_keys, window_values, rows, mask, partial,       \
+                          items);                                                                                      \
+  }
+#define LOSSY_MERGE_ATTENTION(NAME)                                                                                    \
+  LOSSY_ENTRY NAME(AttentionSizes sizes, const float* partial, float* packed, float* full, int64_t elements) {         \
+    lossy::merge_splits(sizes, partial, packed, full, elements);                                                       \
+  }
 
 #if !defined(LOSSY_KERNELS)
 #define LOSSY_WIDTH(T, NAME, BITS)                                                                                     \
@@ -70,7 +91,8 @@ using lossy::half_bits;
   LOSSY_WIDTH(T, NAME, 4)                                                                                              \
   LOSSY_WIDTH(T, NAME, 8)                                                                                              \
   LOSSY_PACK_MASK(T, pack_mask_##NAME)                                                                                 \
-  LOSSY_MASK_APPLY(T, mask_apply_##NAME)
+  LOSSY_MASK_APPLY(T, mask_apply_##NAME)                                                                               \
+  LOSSY_FULL_ATTENTION(T, full_attention_##NAME)
 #define LOSSY_INTEGER(T, NAME)                                                                                         \
   LOSSY_PACK_MASK(T, pack_mask_##NAME)                                                                                 \
   LOSSY_UNPACK_MASK(T, unpack_mask_##NAME)
@@ -79,7 +101,19 @@ using lossy::half_bits;
   LOSSY_MULTI_SIZE_FORWARD(T, half_bits, multi_size_forward_##NAME##_float16)                                          \
   LOSSY_MULTI_SIZE_FORWARD(T, bfloat16_bits, multi_size_forward_##NAME##_bfloat16)                                     \
   LOSSY_MULTI_SIZE_SCORES(T, multi_size_scores_##NAME)
+#define LOSSY_KEYS(BITS)                                                                                               \
+  LOSSY_PACKED_ATTENTION(packed_attention_##BITS##_1, BITS, 1)                                                         \
+  LOSSY_PACKED_ATTENTION(packed_attention_##BITS##_2, BITS, 2)                                                         \
+  LOSSY_PACKED_ATTENTION(packed_attention_##BITS##_3, BITS, 3)                                                         \
+  LOSSY_PACKED_ATTENTION(packed_attention_##BITS##_4, BITS, 4)                                                         \
+  LOSSY_PACKED_ATTENTION(packed_attention_##BITS##_8, BITS, 8)
 #define LOSSY_KERNELS                                                                                                  \
+  LOSSY_KEYS(1)                                                                                                        \
+  LOSSY_KEYS(2)                                                                                                        \
+  LOSSY_KEYS(3)                                                                                                        \
+  LOSSY_KEYS(4)                                                                                                        \
+  LOSSY_KEYS(8)                                                                                                        \
+  LOSSY_MERGE_ATTENTION(merge_attention)                                                                               \
   LOSSY_FLOAT(float, float32)                                                                                          \
   LOSSY_FLOAT(half_bits, float16)                                                                                      \
   LOSSY_FLOAT(bfloat16_bits, bfloat16)                                                                                 \
