@@ -17,7 +17,7 @@ from graphlossy.core._random import _key
 
 __all__ = ["LEVELS", "Kernels", "kernels", "load_error"]
 
-ABI = 7  # lossy_abi() in csrc/quantize_cpu.cpp
+ABI = 8  # lossy_abi() in csrc/quantize_cpu.cpp
 LIBRARY_FILE = Path(__file__).with_name("_lossy_cpu.so")
 LEVELS = ("baseline", "AVX2", "AVX-512")  # instruction sets the library may have been compiled for
 
@@ -40,7 +40,7 @@ _SIGNATURES = {
     "lossy_multi_size_order": (_P, _L, _P, _L, _P, _P),
     "lossy_multi_size_backward": (_P, _L, *[_P] * 9, _L, _L, _I, _I, _P, _P, _L, _I, _I),
     "lossy_multi_size_scores": (_P, _P, _I, _L, _L, _I, _I, _P, _P, _L, _I, _I, _P, _I, _I),
-    "lossy_packed_attention": (_P, _P, _P, _I, _I, _L, _L, _P, _I, _P, _P, _P, _D, _D, _P, _P, _I, _I),
+    "lossy_packed_attention": (_P, _P, _P, _I, _I, _L, _L, _P, _I, _P, _P, _P, _D, _D, _P, _P, _P, _I, _I),
     "lossy_weighted_fill": (_P, _L, _L, _P, _P, _P, _L, _I, _I),
 }
 _FLOATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}

@@ -45,9 +45,14 @@ def run(
     softcap: float,
     packed: Tensor,
     full: Tensor,
+    sums: Tensor,
 ) -> None:
-    """Writes the result to ``packed`` and ``full`` [B, H, R, E]; keys are at most `WIDEST` wide."""
+    """Writes the result to ``packed``, ``full`` [B, H, R, E] and ``sums`` [B, H, slots], which may be empty.
+
+    Keys are at most `WIDEST` wide.
+    """
     if not packed.numel():
+        sums.zero_()
         return
     query = query.to(torch.float32).contiguous()
     keys, values = ([t.contiguous() for t in parts] for parts in (tokens.keys, tokens.values))
@@ -64,17 +69,25 @@ def run(
     )  # fmt: skip
     partial = query.new_empty(batch * heads * sum(splits) * queries * (2 + packed.shape[-1]))
     seen: Any = _NULL if mask is None else mask.contiguous()
+    lines = batch * heads * queries
+    weights: Any = query.new_empty((lines, sums.shape[2])) if sums.numel() else _NULL
+    norms: Any = query.new_empty((lines, 2)) if sums.numel() else _NULL
     items = batch * heads * splits[0]
     if items:
         name = f"packed_attention_{tokens.key_bits}_{tokens.value_bits}"
         definition = f"LOSSY_PACKED_ATTENTION({name},{tokens.key_bits},{tokens.value_bits})"
-        kernels._launch(name, definition, items, sizes, query, *keys, *values, rows, seen, partial, _LONG(items))
+        kernels._launch(name, definition, items, sizes, query, *keys, *values, rows, seen, weights, partial,
+                        _LONG(items))  # fmt: skip
     items = batch * heads * splits[1]
     if items:
         kind, c_type = _FULL[dtype]
         name = f"full_attention_{kind}"
         definition = f"LOSSY_FULL_ATTENTION({c_type},{name})"
-        kernels._launch(name, definition, items, sizes, query, *pairs, rows, seen, partial, _LONG(items))
+        kernels._launch(name, definition, items, sizes, query, *pairs, rows, seen, weights, partial, _LONG(items))
     blocks = -(-packed.numel() // _cuda.THREADS)
-    arguments = sizes, partial, packed, full, _LONG(packed.numel())
+    arguments = sizes, partial, packed, full, norms, _LONG(packed.numel())
     kernels._launch("merge_attention", "LOSSY_MERGE_ATTENTION(merge_attention)", blocks, *arguments)
+    if sums.numel():
+        blocks = -(-sums.numel() // _cuda.THREADS)
+        held = sizes, partial, weights, norms, rows, sums, _LONG(sums.numel())
+        kernels._launch("sum_attention", "LOSSY_SUM_ATTENTION(sum_attention)", blocks, *held)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PackedTokens", "attend", "decode"]
+__all__ = ["PackedTokens", "attend", "decode", "slots"]
 
 
 class PackedTokens(NamedTuple):
@@ -61,7 +61,7 @@ def decode(parts: Sequence[Tensor], bits: int, group_size: int, width: int) -> T
     )
 
 
-def _slots(tokens: PackedTokens) -> tuple[Tensor, Tensor]:
+def slots(tokens: PackedTokens) -> tuple[Tensor, Tensor]:
     """(whether a slot holds a token, which token it is) [B, slots]."""
     start, sinks, chunks, first = (column[:, None].to(torch.int64) for column in tokens.rows.T)
     count = tokens.sinks[0].shape[2], tokens.keys[0].shape[2] * tokens.chunk, tokens.window[0].shape[2]
@@ -73,8 +73,8 @@ def _slots(tokens: PackedTokens) -> tuple[Tensor, Tensor]:
 
 
 def attend(
-    query: Tensor, tokens: PackedTokens, mask: Tensor | None, scaling: float, softcap: float
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, tokens: PackedTokens, mask: Tensor | None, scaling: float, softcap: float, sums: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Definition of graphlossy::packed_attention: what packed tokens, and what the others add to the result.
 
     Args:
@@ -83,10 +83,12 @@ def attend(
         mask: bool [B, Q, T] of all tokens from the first pad on, False where a query does not see one; None: all seen.
         scaling: factor of the products.
         softcap: c of c tanh(x / c), applied to the products; 0: none.
+        sums: whether the third result is wanted.
 
     Returns:
-        (packed, full): float32 [B, H, R, E] sums over packed tokens, and over sinks and the window, of values weighted
-        by one softmax over all. Where nothing is seen both are zero.
+        (packed, full, sums): float32 [B, H, R, E] sums over packed tokens, and over sinks and the window, of values
+        weighted by one softmax over all; where nothing is seen both are zero. The weights of each slot, summed over
+        queries: float32 [B, H, slots], or [B, H, 0].
     """
     width, out = query.shape[-1], tokens.sinks[1].shape[-1]
     keys = decode(tokens.keys, tokens.key_bits, tokens.key_group, tokens.chunk).transpose(-1, -2).flatten(2, 3)
@@ -94,22 +96,24 @@ def attend(
     k = torch.cat([tokens.sinks[0].float(), keys.view(*keys.shape[:3], width), tokens.window[0].float()], 2)
     v = torch.cat([tokens.sinks[1].float(), values.view(*values.shape[:3], out), tokens.window[1].float()], 2)
     if not k.shape[2]:
-        return v.new_zeros((*query.shape[:3], out)), v.new_zeros((*query.shape[:3], out))
-    valid, place = _slots(tokens)
+        nothing = v.new_zeros((*query.shape[:3], out))
+        return nothing, nothing.clone(), v.new_zeros((*query.shape[:2], 0))
+    valid, place = slots(tokens)
     seen = valid[:, None, :]  # [B, Q, slots]
     if mask is not None:
         index = place.clamp(0, mask.shape[2] - 1)[:, None].expand(-1, mask.shape[1], -1)
         seen = seen & mask.gather(2, index)
     seen = seen.repeat(1, query.shape[2] // seen.shape[1], 1)[:, None]
-    nothing = ~valid[:, None, :, None]  # what lies in a slot without a token may be anything
-    scores = query.float() @ k.masked_fill(nothing, 0).transpose(-1, -2) * scaling
+    empty = ~valid[:, None, :, None]  # what lies in a slot without a token may be anything
+    scores = query.float() @ k.masked_fill(empty, 0).transpose(-1, -2) * scaling
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~seen, -torch.inf)
     largest = scores.amax(-1, keepdim=True)
     weights = torch.exp(scores - largest.masked_fill(largest == -torch.inf, 0))
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    v = v.masked_fill(nothing, 0)
+    v = v.masked_fill(empty, 0)
     first, last = tokens.sinks[0].shape[2], v.shape[2] - tokens.window[0].shape[2]
     packed = weights[..., first:last] @ v[..., first:last, :]
-    return packed, weights[..., :first] @ v[..., :first, :] + weights[..., last:] @ v[..., last:, :]
+    full = weights[..., :first] @ v[..., :first, :] + weights[..., last:] @ v[..., last:, :]
+    return packed, full, weights.sum(2) if sums else weights.new_zeros((*weights.shape[:2], 0))

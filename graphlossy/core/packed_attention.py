@@ -21,14 +21,20 @@ __all__ = ["PackedTokens", "packed_attention"]
 
 _SCHEMA = (
     "(Tensor query, Tensor[] keys, Tensor[] values, int key_bits, int value_bits, int key_group, int value_group,"
-    " Tensor[] sinks, Tensor[] window, Tensor rows, Tensor? mask, float scaling, float softcap) -> (Tensor, Tensor)"
+    " Tensor[] sinks, Tensor[] window, Tensor rows, Tensor? mask, float scaling, float softcap,"
+    " bool sums) -> (Tensor, Tensor, Tensor)"
 )
 _PARTS = len(PackedTokens._fields)
 
 
 def packed_attention(
-    query: Tensor, tokens: PackedTokens, mask: Tensor | None = None, scaling: float | None = None, softcap: float = 0.0
-) -> tuple[Tensor, Tensor]:
+    query: Tensor,
+    tokens: PackedTokens,
+    mask: Tensor | None = None,
+    scaling: float | None = None,
+    softcap: float = 0.0,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled dot-product attention over tokens of which most are in low bits, by one softmax over all.
 
     The values of packed tokens and of the others are summed apart, so that a rotation of the packed ones can be undone
@@ -41,16 +47,19 @@ def packed_attention(
         mask: bool [B, Q, T] of all tokens from the first pad on, False where a query does not see one; None: all seen.
         scaling: factor of the products; None: 1 / sqrt(D).
         softcap: c of c tanh(x / c), applied to the products (Gemma 2); 0: none.
+        sums: whether the third result is wanted.
 
     Returns:
-        (packed, full): float32 [B, H, R, E], whose sum is the result. Where nothing is seen it is zero.
+        (packed, full, sums): float32 [B, H, R, E] twice, whose sum is the result; where nothing is seen it is zero. The
+        weights of each slot (sinks, packed tokens with the room for more, window), summed over the queries: float32
+        [B, H, slots], or [B, H, 0].
 
     Raises:
         TypeError: a tensor is of another type.
         ValueError: shapes do not fit together, or ``tokens.rows`` tells of tokens that are not there (on the CPU).
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return torch.ops.graphlossy.packed_attention(query, *tokens, mask, scaling, softcap)
+    return torch.ops.graphlossy.packed_attention(query, *tokens, mask, scaling, softcap, sums)
 
 
 def _check(query: Tensor, tokens: PackedTokens, mask: Tensor | None) -> None:
@@ -90,35 +99,37 @@ def _check(query: Tensor, tokens: PackedTokens, mask: Tensor | None) -> None:
             )
 
 
-def _reference(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    tokens, (mask, scaling, softcap) = PackedTokens(*rest[:_PARTS]), rest[_PARTS:]
-    _check(query, tokens, mask)
-    return _packed_attention.attend(query, tokens, mask, scaling, softcap)
+def _reference(query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    tokens, others = PackedTokens(*rest[:_PARTS]), rest[_PARTS:]
+    _check(query, tokens, others[0])
+    return _packed_attention.attend(query, tokens, *others)
 
 
-def _fake(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    tokens, mask = PackedTokens(*rest[:_PARTS]), rest[_PARTS]
+def _fake(query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    tokens, mask, sums = PackedTokens(*rest[:_PARTS]), rest[_PARTS], rest[-1]
     _check(query, tokens, mask)
     shape = (*query.shape[:3], tokens.sinks[1].shape[-1])
-    return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.float32)
+    slots = tokens.sinks[0].shape[2] + tokens.keys[0].shape[2] * tokens.chunk + tokens.window[0].shape[2]
+    shapes = shape, shape, (*query.shape[:2], slots if sums else 0)
+    return tuple(query.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
 def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
 
 
-def _on_cuda(kernels: _cuda.Kernels, query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _on_cuda(kernels: _cuda.Kernels, query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     if query.shape[-1] > _cuda_packed_attention.WIDEST:
         return _reference(query, *rest)
-    packed, full = _fake(query, *rest)
-    _cuda_packed_attention.run(kernels, query, PackedTokens(*rest[:_PARTS]), *rest[_PARTS:], packed, full)
-    return packed, full
+    results = _fake(query, *rest)
+    _cuda_packed_attention.run(kernels, query, PackedTokens(*rest[:_PARTS]), *rest[_PARTS:-1], *results)
+    return results
 
 
 def _on_cpu(kernels: _cpu.Kernels) -> Any:
-    def run(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        packed, full = _fake(query, *rest)
-        tokens, (mask, scaling, softcap) = PackedTokens(*rest[:_PARTS]), rest[_PARTS:]
+    def run(query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        packed, full, sums = _fake(query, *rest)
+        tokens, (mask, scaling, softcap, _) = PackedTokens(*rest[:_PARTS]), rest[_PARTS:]
         query, dtype = query.to(torch.float32).contiguous(), tokens.window[0].dtype
         keys, values = ([t.contiguous() for t in parts] for parts in (tokens.keys, tokens.values))
         pairs = [t.to(dtype).contiguous() for t in (*tokens.sinks, *tokens.window)]
@@ -131,7 +142,8 @@ def _on_cpu(kernels: _cpu.Kernels) -> Any:
             query.data_ptr(), _pointers(keys), _pointers(values), tokens.key_bits, tokens.value_bits, tokens.key_group,
             tokens.value_group, _pointers(pairs), _cpu._FLOATS[dtype], rows.data_ptr(),
             None if mask is None else mask.data_ptr(), (ctypes.c_int64 * len(sizes))(*sizes), scaling, softcap,
-            packed.data_ptr(), full.data_ptr(), torch.get_num_threads(), kernels.level,
+            packed.data_ptr(), full.data_ptr(), sums.data_ptr() if rest[-1] else None, torch.get_num_threads(),
+            kernels.level,
         )  # fmt: skip
         if wrong:
             held = f"{pairs[0].shape[2]} sinks, {keys[0].shape[2]} chunks and a window of {pairs[2].shape[2]}"
@@ -139,7 +151,7 @@ def _on_cpu(kernels: _cpu.Kernels) -> Any:
                 f"rows[{wrong - 1}] = {rows[wrong - 1].tolist()} tells of tokens that are not there: {held}"
                 + ("" if mask is None else f", a mask of {mask.shape[2]} tokens")
             )
-        return packed, full
+        return packed, full, sums
 
     return run
 

@@ -37,6 +37,6 @@ class PackedStates(LazyStates):
         shared = self.tokens.sinks[0].shape[1]
         mask = None if call.mask is None else call.mask[:, 0].expand(batch, positions, -1)
         grouped = query.reshape(batch, shared, heads // shared * positions, width)
-        packed, full = packed_attention(grouped, self.tokens, mask, call.scaling, call.softcap)
+        packed, full, _ = packed_attention(grouped, self.tokens, mask, call.scaling, call.softcap)
         total = full + (rotate(packed) if self.rotated else packed)
         return total.view(batch, heads, positions, -1).to(query.dtype)

@@ -34,6 +34,7 @@ ENTRIES = {
     *(f"packed_attention_{keys}_{values}" for keys in BITS for values in BITS),
     *(f"full_attention_{kind}" for kind in FLOATS),
     "merge_attention",
+    "sum_attention",
 }
 TINY = 'extern "C" __global__ void fill(float* x) { x[threadIdx.x] = VALUE; }'
 

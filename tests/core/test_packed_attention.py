@@ -22,12 +22,12 @@ LEVELS = range(0 if _cpu.kernels is None else _cpu.kernels.highest + 1)
 
 def kernel(level: int, query: Tensor, tokens: PackedTokens, mask: Tensor | None, softcap: float = 0.0) -> Any:
     run = op._on_cpu(_cpu.Kernels(_cpu.LIBRARY_FILE, level))
-    return run(query, *tokens, mask, query.shape[-1] ** -0.5, softcap)
+    return run(query, *tokens, mask, query.shape[-1] ** -0.5, softcap, True)
 
 
 def check(query: Tensor, tokens: PackedTokens, mask: Tensor | None = None, softcap: float = 0.0) -> None:
     expected = straight(query, tokens, mask, softcap)
-    assert off(attend(query, tokens, mask, query.shape[-1] ** -0.5, softcap), expected) < 5e-6
+    assert off(attend(query, tokens, mask, query.shape[-1] ** -0.5, softcap, True), expected) < 5e-6
     for level in LEVELS:
         assert off(kernel(level, query, tokens, mask, softcap), expected) < 5e-6, level
 
@@ -82,12 +82,12 @@ def test_a_query_that_sees_nothing_gets_zero() -> None:
     query, tokens = example()
     mask = torch.zeros(2, 1, length(tokens), dtype=torch.bool)
     check(query, tokens, mask)
-    assert off(packed_attention(query, tokens, mask), (torch.zeros(()), torch.zeros(()))) == 0
+    assert off(packed_attention(query, tokens, mask, sums=True), [torch.zeros(())] * 3) == 0
 
 
 def test_scores_may_be_huge() -> None:
     query, tokens = example()
-    for found in packed_attention(query * 1e4, tokens):
+    for found in packed_attention(query * 1e4, tokens, sums=True):
         assert found.isfinite().all()
     check(query * 10, tokens)
 
@@ -108,6 +108,7 @@ def test_a_poisoned_group_is_not_hidden() -> None:
     for found in (packed_attention(query, tokens), attend(query, tokens, None, 0.25, 0.0)):
         assert found[0][0, 0].isnan().all() and found[1][0, 0].isnan().all()
         assert found[0][0, 1].isfinite().all() and found[0][1].isfinite().all()
+        assert found[2].shape == (2, 2, 0)
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
@@ -135,12 +136,14 @@ def test_operator() -> None:
     query, tokens = example()
     mask = torch.rand(2, 3, length(tokens)) < 0.5
     for chosen in (None, mask):
-        torch.library.opcheck(torch.ops.graphlossy.packed_attention.default, (query, *tokens, chosen, 0.25, 0.0))
+        for sums in (False, True):
+            arguments = (query, *tokens, chosen, 0.25, 0.0, sums)
+            torch.library.opcheck(torch.ops.graphlossy.packed_attention.default, arguments)
     with FakeTensorMode() as mode:
         tensors = {name: [mode.from_tensor(t) for t in getattr(tokens, name)] for name in ("keys", "values", "sinks")}
         window, rows = [mode.from_tensor(t) for t in tokens.window], mode.from_tensor(tokens.rows)
         found = packed_attention(mode.from_tensor(query), tokens._replace(**tensors, window=window, rows=rows))
-    assert [(f.shape, f.dtype) for f in found] == [((2, 2, 3, 16), torch.float32)] * 2
+    assert [(f.shape, f.dtype) for f in found] == [((2, 2, 3, 16), torch.float32)] * 2 + [((2, 2, 0), torch.float32)]
 
 
 @pytest.mark.parametrize(
@@ -177,3 +180,21 @@ def test_wrong_tensors() -> None:
     if _cpu.kernels is not None:
         with pytest.raises(ValueError, match="a mask of 5 tokens"):
             packed_attention(query, tokens, torch.zeros(2, 1, 5, dtype=torch.bool))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bits", [(4, 4), (4, 2), (2, 2), (8, 8), (3, 1)])
+def test_on_a_gpu(bits: tuple[int, int], dtype: torch.dtype) -> None:
+    query, tokens = example(chunks=40, batch=3, queries=6, width=128, out=128, bits=bits, dtype=dtype)
+    total = length(tokens)
+    mask = torch.ones(3, 3, total, dtype=torch.bool).tril(total - 3)
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [moved(t) for t in value]
+        return value.cuda() if isinstance(value, Tensor) else value
+
+    for chosen in (None, mask):
+        found = packed_attention(query.cuda(), PackedTokens(*moved(tuple(tokens))), moved(chosen), sums=True)
+        assert off([t.cpu() for t in found], straight(query, tokens, chosen)) < 2e-5

@@ -21,7 +21,7 @@ PAIRS = [(b, 4) for b in BITS] + [(4, b) for b in BITS if b != 4]
 
 
 def call(query: Tensor, tokens: PackedTokens, mask: Tensor | None = None, softcap: float = 0.0) -> Call:
-    return "packed_attention", (query, *tokens, mask, query.shape[-1] ** -0.5, softcap)
+    return "packed_attention", (query, *tokens, mask, query.shape[-1] ** -0.5, softcap, True)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_slots_without_a_token_may_hold_anything(kernels: Kernels) -> None:
 def test_a_poisoned_group_is_not_hidden(kernels: Kernels) -> None:
     query, tokens = example()
     tokens.values[1][0, 0, 0, 0] = torch.nan
-    packed, _ = op._on_cuda(kernels, *call(query, tokens)[1])
+    packed, _, _ = op._on_cuda(kernels, *call(query, tokens)[1])
     assert packed[0, 0].isnan().all() and packed[0, 1].isfinite().all()
 
 
@@ -95,6 +95,7 @@ def test_keys_too_wide_for_the_kernel_are_decoded() -> None:
          "const float key = place.code(keys + row * bytes) * scale;"),
         ("start + begin + t + (begin + t < sinks ? 0 : skipped)", "start + begin + t"),
         ("const float share = expf(part[r] - base);", "const float share = 1.0f;"),
+        ("split = (slot - s.sinks) / kSplitTokens;", "split = 0;"),
         ("sums[other * lanes + lane]", "sums[lane]"),
         ("shift = p / plane * low;", "shift = 0;"),
     ],

@@ -44,12 +44,16 @@ def length(tokens: PackedTokens) -> int:
     return int((start + sinks + chunks * tokens.chunk + tokens.window[0].shape[2] - first).max())
 
 
-def straight(query: Tensor, tokens: PackedTokens, mask: Tensor | None, softcap: float = 0.0) -> tuple[Tensor, Tensor]:
+def straight(
+    query: Tensor, tokens: PackedTokens, mask: Tensor | None, softcap: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Row by row in float64, of the tokens that a row has and nothing else."""
     out = tokens.sinks[1].shape[-1]
     keys = decode(tokens.keys, tokens.key_bits, tokens.key_group, tokens.chunk).transpose(-1, -2)
     values = decode(tokens.values, tokens.value_bits, tokens.value_group, out)
     found = torch.zeros(2, *query.shape[:3], out, dtype=torch.float64)
+    counts = tokens.sinks[0].shape[2], tokens.keys[0].shape[2] * tokens.chunk, tokens.window[0].shape[2]
+    sums = torch.zeros(*query.shape[:2], sum(counts), dtype=torch.float64)
     for b, (start, sinks, chunks, first) in enumerate(tokens.rows.tolist()):
         for h in range(query.shape[1]):
             parts = [tokens.sinks[0][b, h, :sinks], keys[b, h, :chunks].flatten(0, 1), tokens.window[0][b, h, first:]]
@@ -68,7 +72,10 @@ def straight(query: Tensor, tokens: PackedTokens, mask: Tensor | None, softcap: 
                     weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), 0)[:, None]
                     found[0, b, h, r] = (weights * v * is_packed).sum(0)
                     found[1, b, h, r] = (weights * v * ~is_packed).sum(0)
-    return found[0].float(), found[1].float()
+                    parts = weights[:, 0].split([sinks, chunks * tokens.chunk, counts[2] - first])
+                    for slot, part in zip((0, counts[0], counts[0] + counts[1] + first), parts, strict=True):
+                        sums[b, h, slot : slot + len(part)] += part
+    return found[0].float(), found[1].float(), sums.float()
 
 
 def off(found: Any, expected: Any) -> float:

@@ -62,21 +62,27 @@ using lossy::half_bits;
 #define LOSSY_PACKED_ATTENTION(NAME, KEY_BITS, VALUE_BITS)                                                             \
   LOSSY_ENTRY NAME(AttentionSizes sizes, const float* query, const uint8_t* keys, const uint16_t* key_scale,           \
                    const uint16_t* key_offset, const uint8_t* values, const uint16_t* value_scale,                     \
-                   const uint16_t* value_offset, const int32_t* rows, const uint8_t* mask, float* partial,             \
-                   int64_t items) {                                                                                    \
+                   const uint16_t* value_offset, const int32_t* rows, const uint8_t* mask, float* weights,             \
+                   float* partial, int64_t items) {                                                                    \
     lossy::attend_packed<KEY_BITS, VALUE_BITS>(sizes, query, keys, key_scale, key_offset, values, value_scale,         \
-                                               value_offset, rows, mask, partial, items);                              \
+                                               value_offset, rows, mask, weights, partial, items);                     \
   }
 #define LOSSY_FULL_ATTENTION(T, NAME)                                                                                  \
   LOSSY_ENTRY NAME(AttentionSizes sizes, const float* query, const T* sink_keys, const T* sink_values,                 \
                    const T* window_keys, const T* window_values, const int32_t* rows, const uint8_t* mask,             \
-                   float* partial, int64_t items) {                                                                    \
-    lossy::attend_full<T>(sizes, query, sink_keys, sink_values, window_keys, window_values, rows, mask, partial,       \
-                          items);                                                                                      \
+                   float* weights, float* partial, int64_t items) {                                                    \
+    lossy::attend_full<T>(sizes, query, sink_keys, sink_values, window_keys, window_values, rows, mask, weights,       \
+                          partial, items);                                                                             \
   }
 #define LOSSY_MERGE_ATTENTION(NAME)                                                                                    \
-  LOSSY_ENTRY NAME(AttentionSizes sizes, const float* partial, float* packed, float* full, int64_t elements) {         \
-    lossy::merge_splits(sizes, partial, packed, full, elements);                                                       \
+  LOSSY_ENTRY NAME(AttentionSizes sizes, const float* partial, float* packed, float* full, float* norms,               \
+                   int64_t elements) {                                                                                 \
+    lossy::merge_splits(sizes, partial, packed, full, norms, elements);                                                \
+  }
+#define LOSSY_SUM_ATTENTION(NAME)                                                                                      \
+  LOSSY_ENTRY NAME(AttentionSizes sizes, const float* partial, const float* weights, const float* norms,               \
+                   const int32_t* rows, float* sums, int64_t elements) {                                               \
+    lossy::sum_weights(sizes, partial, weights, norms, rows, sums, elements);                                          \
   }
 
 #if !defined(LOSSY_KERNELS)
@@ -114,6 +120,7 @@ using lossy::half_bits;
   LOSSY_KEYS(4)                                                                                                        \
   LOSSY_KEYS(8)                                                                                                        \
   LOSSY_MERGE_ATTENTION(merge_attention)                                                                               \
+  LOSSY_SUM_ATTENTION(sum_attention)                                                                                   \
   LOSSY_FLOAT(float, float32)                                                                                          \
   LOSSY_FLOAT(half_bits, float16)                                                                                      \
   LOSSY_FLOAT(bfloat16_bits, bfloat16)                                                                                 \

@@ -17,6 +17,7 @@ struct AttentionSizes {
   float scaling, softcap;
 
   LOSSY_FN int64_t partial_size() const { return queries * (2 + out_width); }
+  LOSSY_FN int64_t slots() const { return sinks + chunks * chunk + window; }
 };
 
 // A place among the codes of a row: planar groups, the last one of a row may be shorter. `group_size` is a multiple of 8.
@@ -107,10 +108,10 @@ LOSSY_FN float over_threads(float v) {
   return v;
 }
 
-// A split of `count` tokens, of which `place(t)` is the position of one among all of the row.
-template <class Source, class Place>
-LOSSY_FN void attend_split(const AttentionSizes& s, const Source& source, const Place& place, int64_t count,
-                           const float* query, const uint8_t* mask, float* partial) {
+// A split of `count` tokens: `place(t)` is the position of one among all of the row, `slot(t)` its slot.
+template <class Source, class Place, class Slot>
+LOSSY_FN void attend_split(const AttentionSizes& s, const Source& source, const Place& place, const Slot& slot,
+                           int64_t count, const float* query, const uint8_t* mask, float* weight, float* partial) {
   __shared__ float queries[kAttentionQueries * kAttentionWidth];
   __shared__ float weights[kAttentionQueries * kSplitTokens];
   __shared__ float sums[kThreads];
@@ -135,9 +136,10 @@ LOSSY_FN void attend_split(const AttentionSizes& s, const Source& source, const 
           thread < count && (mask == nullptr || mask[(r0 + r) % s.positions * s.mask_tokens + place(thread)] != 0);
       if (!seen) v = -float_of(kInfinity);
       const float top = over_threads<true>(v), base = top == -float_of(kInfinity) ? 0.0f : top;
-      const float weight = expf(v - base);
-      weights[r * kSplitTokens + thread] = weight;
-      const float sum = over_threads<false>(weight);
+      const float share = expf(v - base);
+      weights[r * kSplitTokens + thread] = share;
+      if (weight != nullptr && thread < count) weight[(r0 + r) * s.slots() + slot(thread)] = share;
+      const float sum = over_threads<false>(share);
       if (thread == 0) {
         partial[r0 + r] = top;
         partial[s.queries + r0 + r] = sum;
@@ -174,8 +176,8 @@ LOSSY_FN void attend_split(const AttentionSizes& s, const Source& source, const 
 template <int KEY_BITS, int VALUE_BITS>
 LOSSY_FN void attend_packed(const AttentionSizes& s, const float* query, const uint8_t* keys, const uint16_t* key_scale,
                             const uint16_t* key_offset, const uint8_t* values, const uint16_t* value_scale,
-                            const uint16_t* value_offset, const int32_t* rows, const uint8_t* mask, float* partial,
-                            int64_t items) {
+                            const uint16_t* value_offset, const int32_t* rows, const uint8_t* mask, float* weights,
+                            float* partial, int64_t items) {
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const int64_t head = item / s.packed_splits, split = item - head * s.packed_splits, row = head / s.heads;
     const int32_t* about = rows + 4 * row;
@@ -196,9 +198,10 @@ LOSSY_FN void attend_packed(const AttentionSizes& s, const float* query, const u
                                                     s.key_group,
                                                     s.value_group,
                                                     begin};
-    const int64_t start = about[0] + about[1] + begin;
-    attend_split(s, source, [=](int64_t t) { return start + t; }, count, query + head * s.queries * s.width,
-                 mask == nullptr ? mask : mask + row * s.positions * s.mask_tokens,
+    const int64_t start = about[0] + about[1] + begin, slot = s.sinks + begin;
+    attend_split(s, source, [=](int64_t t) { return start + t; }, [=](int64_t t) { return slot + t; }, count,
+                 query + head * s.queries * s.width, mask == nullptr ? mask : mask + row * s.positions * s.mask_tokens,
+                 weights == nullptr ? weights : weights + head * s.queries * s.slots(),
                  partial + (head * (s.packed_splits + s.full_splits) + split) * s.partial_size());
   }
 }
@@ -206,7 +209,7 @@ LOSSY_FN void attend_packed(const AttentionSizes& s, const float* query, const u
 template <class T>
 LOSSY_FN void attend_full(const AttentionSizes& s, const float* query, const T* sink_keys, const T* sink_values,
                           const T* window_keys, const T* window_values, const int32_t* rows, const uint8_t* mask,
-                          float* partial, int64_t items) {
+                          float* weights, float* partial, int64_t items) {
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const int64_t head = item / s.full_splits, split = item - head * s.full_splits, row = head / s.heads;
     const int32_t* about = rows + 4 * row;
@@ -222,14 +225,18 @@ LOSSY_FN void attend_full(const AttentionSizes& s, const float* query, const T* 
                                s.out_width,
                                begin};
     const int64_t start = about[0], skipped = about[2] * s.chunk;  // the packed ones lie between sinks and window
-    attend_split(s, source, [=](int64_t t) { return start + begin + t + (begin + t < sinks ? 0 : skipped); }, count,
+    const int64_t window = s.sinks + s.chunks * s.chunk + about[3] - sinks;  // slot of its first token, less the sinks
+    attend_split(s, source, [=](int64_t t) { return start + begin + t + (begin + t < sinks ? 0 : skipped); },
+                 [=](int64_t t) { return begin + t + (begin + t < sinks ? 0 : window); }, count,
                  query + head * s.queries * s.width, mask == nullptr ? mask : mask + row * s.positions * s.mask_tokens,
+                 weights == nullptr ? weights : weights + head * s.queries * s.slots(),
                  partial + (head * (s.packed_splits + s.full_splits) + s.packed_splits + split) * s.partial_size());
   }
 }
 
-// A thread to an element of the result.
-LOSSY_FN void merge_splits(const AttentionSizes& s, const float* partial, float* packed, float* full, int64_t elements) {
+// A thread to an element of the result; norms: [heads, R, 2] largest score and sum of all weights of a query.
+LOSSY_FN void merge_splits(const AttentionSizes& s, const float* partial, float* packed, float* full, float* norms,
+                           int64_t elements) {
   const int64_t step = (int64_t)gridDim.x * kThreads, splits = s.packed_splits + s.full_splits;
   for (int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x; i < elements; i += step) {
     const int64_t line = i / s.out_width, e = i - line * s.out_width, head = line / s.queries;
@@ -247,6 +254,35 @@ LOSSY_FN void merge_splits(const AttentionSizes& s, const float* partial, float*
     }
     packed[i] = sum == 0.0f ? 0.0f : out[0] / sum;
     full[i] = sum == 0.0f ? 0.0f : out[1] / sum;
+    if (norms != nullptr && e == 0) {
+      norms[2 * line] = base;
+      norms[2 * line + 1] = sum;
+    }
+  }
+}
+
+// A thread to a slot: its weights over all queries of a head.
+LOSSY_FN void sum_weights(const AttentionSizes& s, const float* partial, const float* weights, const float* norms,
+                          const int32_t* rows, float* sums, int64_t elements) {
+  const int64_t step = (int64_t)gridDim.x * kThreads, splits = s.packed_splits + s.full_splits;
+  for (int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x; i < elements; i += step) {
+    const int64_t head = i / s.slots(), slot = i - head * s.slots(), recent = slot - s.sinks - s.chunks * s.chunk;
+    const int32_t* about = rows + 4 * (head / s.heads);
+    int64_t split = -1;  // of the slot, if it holds a token
+    if (slot < s.sinks) {
+      if (slot < about[1]) split = s.packed_splits + slot / kSplitTokens;
+    } else if (recent < 0) {
+      if (slot - s.sinks < about[2] * s.chunk) split = (slot - s.sinks) / kSplitTokens;
+    } else if (recent >= about[3]) {
+      split = s.packed_splits + (about[1] + recent - about[3]) / kSplitTokens;
+    }
+    float total = 0.0f;
+    for (int64_t r = 0; split >= 0 && r < s.queries; ++r) {
+      const int64_t line = head * s.queries + r;
+      const float top = partial[(head * splits + split) * s.partial_size() + r], sum = norms[2 * line + 1];
+      if (sum != 0.0f) total += weights[line * s.slots() + slot] * expf(top - norms[2 * line]) / sum;
+    }
+    sums[i] = total;
   }
 }
 }  // namespace lossy

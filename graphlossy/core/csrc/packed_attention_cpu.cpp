@@ -29,6 +29,8 @@ struct AttentionArgs {
   const uint8_t* mask;  // [B, Q, T], or null
   int64_t batch, heads, queries, width, out_width, positions, mask_tokens;
   float scaling, softcap;
+  float* weights;  // [B, H, R, slots] of every split's own softmax, or null
+  float* sums;     // [B, H, slots]
   float* partial;  // of every split: [R] largest score, [R] sum of weights, [R, E] weighted values
   float* packed_out;
   float* full_out;
@@ -36,6 +38,8 @@ struct AttentionArgs {
   LOSSY_INLINE int64_t chunks_of_split() const { return std::max<int64_t>(1, kSplit / values.rows); }
   LOSSY_INLINE int64_t splits() const { return 1 + (keys.chunks + chunks_of_split() - 1) / chunks_of_split(); }
   LOSSY_INLINE int64_t partial_size() const { return queries * (2 + out_width); }
+  LOSSY_INLINE int64_t packed_slots() const { return keys.chunks * values.rows; }
+  LOSSY_INLINE int64_t slots() const { return sinks.tokens + packed_slots() + window.tokens; }
   LOSSY_INLINE float* partial_of(int64_t head, int64_t split) const {
     return partial + (head * splits() + split) * partial_size();
   }
@@ -94,6 +98,15 @@ LOSSY_INLINE void cap_and_hide(const AttentionArgs& a, int64_t head, int64_t pla
   }
 }
 
+// Keeps the weights [R, n] of tokens whose first slot is `slot`.
+LOSSY_INLINE void keep_weights(const AttentionArgs& a, int64_t head, int64_t slot, int64_t n, const float* weights,
+                               int64_t stride) {
+  if (!a.weights) return;
+  for (int64_t r = 0; r < a.queries; ++r) {
+    std::copy_n(weights + r * stride, n, a.weights + (head * a.queries + r) * a.slots() + slot);
+  }
+}
+
 // Working memory of a thread.
 struct Room {
   explicit Room(const AttentionArgs& a, int64_t tokens)
@@ -133,6 +146,7 @@ struct PackedBody {
       }
       cap_and_hide(a, head, about[0] + about[1] + begin * size, count * size, scores, room.stride);
       softmax(a, scores, room.stride, count * size, partial, partial + a.queries);
+      keep_weights(a, head, a.sinks.tokens + begin * size, count * size, scores, room.stride);
       for (int64_t c = 0; c < count; ++c) {
         weigh(a.values, chunk + c, a.queries, scores + c * size, room.stride, true, out, a.out_width,
               room.factor.get(), room.tile.get(), room.code.get());
@@ -158,6 +172,8 @@ struct FullBody {
       cap_and_hide(a, head, about[0], sinks, scores, room.stride);
       cap_and_hide(a, head, about[0] + sinks + about[2] * a.values.rows, recent, later, room.stride);
       softmax(a, scores, room.stride, sinks + recent, partial, partial + a.queries);
+      keep_weights(a, head, 0, sinks, scores, room.stride);
+      keep_weights(a, head, a.sinks.tokens + a.packed_slots() + about[3], recent, later, room.stride);
       add(a, a.sinks, head, 0, sinks, scores, room.stride, out);
       add(a, a.window, head, about[3], recent, later, room.stride, out);
     }
@@ -216,21 +232,43 @@ struct MergeBody {
           float* __restrict to = (s == 0 ? full : packed) + r * a.out_width;
 #pragma omp simd
           for (int64_t e = 0; e < a.out_width; ++e) to[e] = s == 0 ? share * from[e] : to[e] + share * from[e];
+          add_weights(a, head, r, s, share);
         }
       }
     }
+  }
+
+ private:
+  // Adds what query `r` gives to the tokens of a split.
+  static LOSSY_INLINE void add_weights(const AttentionArgs& a, int64_t head, int64_t r, int64_t split, float share) {
+    if (!a.weights) return;
+    const int64_t tokens = a.chunks_of_split() * a.values.rows, window = a.sinks.tokens + a.packed_slots();
+    if (split == 0) {
+      add_range(a, head, r, 0, a.sinks.tokens, share);
+      add_range(a, head, r, window, a.slots(), share);
+    } else {
+      const int64_t first = a.sinks.tokens + (split - 1) * tokens;
+      add_range(a, head, r, first, std::min(first + tokens, window), share);
+    }
+  }
+  static LOSSY_INLINE void add_range(const AttentionArgs& a, int64_t head, int64_t r, int64_t first, int64_t last,
+                                     float share) {
+    const float* __restrict from = a.weights + (head * a.queries + r) * a.slots();
+    float* __restrict to = a.sums + head * a.slots();
+#pragma omp simd
+    for (int64_t i = first; i < last; ++i) to[i] = (r == 0 ? 0.0f : to[i]) + share * from[i];
   }
 };
 }  // namespace
 }  // namespace lossy
 
 // dtype of sinks and window: 0 float32, 1 float16, 2 bfloat16, 3 float64. sizes: B, H, R, D, E, C, G, S, W, Q, T.
-// Returns 0; -1 for an unknown type; b + 1 if row b tells of tokens that there are not.
+// sums: of the weights of every token over the queries, or null. Returns 0; -1 for an unknown type; b + 1 if row b tells of tokens that there are not.
 extern "C" int lossy_packed_attention(const float* query, const void* const* keys, const void* const* values,
                                       int key_bits, int value_bits, int64_t key_group, int64_t value_group,
                                       const void* const* full, int dtype, const int32_t* rows, const uint8_t* mask,
                                       const int64_t* sizes, double scaling, double softcap, float* packed_out,
-                                      float* full_out, int threads, int level) {
+                                      float* full_out, float* sums, int threads, int level) {
   using namespace lossy;
   const int64_t batch = sizes[0], heads = sizes[1], chunks = sizes[5], chunk = sizes[6];
   const auto packed = [&](const void* const* parts, int64_t rows_of, int64_t width, int64_t group, int bits) {
@@ -254,6 +292,8 @@ extern "C" int lossy_packed_attention(const float* query, const void* const* key
                   (float)scaling,
                   (float)softcap,
                   nullptr,
+                  sums,
+                  nullptr,
                   packed_out,
                   full_out};
   for (int64_t b = 0; b < batch; ++b) {
@@ -265,6 +305,8 @@ extern "C" int lossy_packed_attention(const float* query, const void* const* key
   const int64_t all = batch * heads;
   const std::unique_ptr<float[]> partial(new float[all * a.splits() * a.partial_size()]);
   a.partial = partial.get();
+  const std::unique_ptr<float[]> weights(sums ? new float[all * a.queries * a.slots()]() : nullptr);
+  a.weights = weights.get();
   switch (dtype) {
     case 0: run_parallel<FullBody<float>>(a, all, 1, threads, level); break;
     case 1: run_parallel<FullBody<half_bits>>(a, all, 1, threads, level); break;
