@@ -57,9 +57,8 @@ class Chunks:
             first: number of the first chunk.
             batch: rows in all.
         """
-        n, heads, c, i, j = chunks.shape
-        found = quantize(chunks.contiguous(), self.bits, self.group_size, rounding="nearest")
-        new = tuple(t.view(n, heads, c, i, -1) for t in (found.packed, found.scale, found.offset))
+        heads, c, i, j = chunks.shape[1:]
+        new = self._packed(chunks)
         if not self._parts:
             self._shape = i, j
             self._parts = tuple(t.new_zeros((batch, heads, 0, *t.shape[3:])) for t in new)
@@ -73,6 +72,16 @@ class Chunks:
             else:
                 part[where, :, first : first + c] = piece
         self.count = max(self.count, first + c)
+
+    def replace(self, row: int, chunks: Tensor, changed: Tensor) -> None:
+        """Stores those of the first chunks [H, c, I, J] of a row that ``changed`` [H, c] names; the others stay."""
+        count = chunks.shape[1]
+        for part, piece in zip(self._parts, self._packed(chunks[None]), strict=True):
+            part[row, :, :count] = torch.where(changed[..., None, None], piece[0], part[row, :, :count])
+
+    def _packed(self, chunks: Tensor) -> tuple[Tensor, ...]:
+        found = quantize(chunks.contiguous(), self.bits, self.group_size, rounding="nearest")
+        return tuple(t.view(*chunks.shape[:4], -1) for t in (found.packed, found.scale, found.offset))
 
     def _reserve(self, count: int) -> None:
         room = self._parts[0].shape[2]

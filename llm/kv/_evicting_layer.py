@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,10 +40,10 @@ class Budget:
 
 
 class ObservedStates(LazyStates):
-    """The keys of an :class:`EvictingLayer`, which learns what attention was paid to them."""
+    """Keys, or values, of an :class:`EvictingLayer`, which learns what attention was paid to them."""
 
-    def __init__(self, layer: EvictingLayer) -> None:
-        super().__init__(lambda: layer.keys)
+    def __init__(self, layer: EvictingLayer, which: int) -> None:
+        super().__init__(lambda: layer.states()[which])
         self._layer = layer
 
     def attend(self, query: Tensor, values: Any, call: Any) -> Tensor:
@@ -90,6 +90,7 @@ class EvictingLayer(RowsLayer):
             self.padding = [0] * batch
         self.counts = [0] * batch
         self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
+        self._width = key_states.shape[-1]
         self.positions = torch.empty((batch, heads, 0), dtype=torch.int32, device=self.device)
         self.scores = torch.empty((batch, heads, 0), device=self.device)
         self.is_initialized = True
@@ -108,12 +109,11 @@ class EvictingLayer(RowsLayer):
                 f"the last pass of this cache did not go through the attention {ATTENTION!r}, so nothing is known of "
                 "what its tokens are worth"
             )
-        self.check_keys(key_states, [self.keys.shape[i] for i in (0, 1, 3)])
+        self.check_keys(key_states, (*self.positions.shape[:2], self._width))
         new = key_states.shape[-2]
-        self.keys = torch.cat([self.keys, key_states], -2)
-        self.values = torch.cat([self.values, value_states], -2)
+        self._append(key_states, value_states)
         places = torch.arange(self.seen, self.seen + new, dtype=torch.int32) - torch.tensor(self.padding)[:, None]
-        places = places.to(self.device, torch.int32)[:, None].expand(-1, self.keys.shape[1], -1)
+        places = places.to(self.device, torch.int32)[:, None].expand(-1, self.positions.shape[1], -1)
         self.positions = torch.cat([self.positions, places], -1)
         self.scores = torch.cat([self.scores, self.scores.new_zeros(places.shape)], -1)
         self.seen += new
@@ -123,48 +123,68 @@ class EvictingLayer(RowsLayer):
         ]
         if not self._limits:
             self._limits = [self.budget.tokens(n) for n in self.counts]
-        return ObservedStates(self), LazyStates(lambda: self.values)
+        return ObservedStates(self, 0), ObservedStates(self, 1)
+
+    @property
+    def slots(self) -> int:
+        """Tokens of a row that there is room for: of those that are kept, the last are real."""
+        return 0 if self.keys is None else int(self.keys.shape[2])
+
+    def states(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, slots, D] in floating point."""
+        return self.keys, self.values
 
     def attend(self, query: Tensor, call: Any) -> Tensor:
         """Attention [B, heads, Q, E] of the pass whose tokens were appended last; then drops what is too much."""
-        mask = self._mask(query.shape[2], call.mask)
-        found: Tensor = call.run(query, self.keys, self.values, mask)
-        first = self._unseen == self.seen
+        found, sums = self._attended(query, call)
+        drops = self._unseen == self.seen or not self.scorer.prompt_only
         self._unseen = 0
-        if first or not self.scorer.prompt_only:
-            boolean = mask if mask is None or mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-            sums = partial(self._sums, query, boolean, call)
-            heads = query.shape[1] // self.keys.shape[1]
-            view = View(self.keys, self.values, self.positions, self.scores, sums, heads)
-            self.scores = self.scorer.scores(view).float()
-            self._evict()
+        if drops:
+            heads = query.shape[1] // self.positions.shape[1]
+            view = View(self.states, self.positions, self.scores, sums, heads)
+            self.scores = self.scorer.scores(view).float().contiguous()
+        self._settle(drops)
         return found
 
-    def _sums(self, query: Tensor, mask: Tensor | None, call: Any, last: int | None) -> Tensor:
-        if mask is not None:  # queries that are pads tell nothing
-            queries, count = query.shape[2], self.keys.shape[2]
-            place = torch.arange(count - queries, count, device=self.device)
-            real = place[None] >= torch.tensor([count - n for n in self.counts], device=self.device)[:, None]
-            mask = mask & real[:, None, :, None]
-        return attention_sums(query, self.keys, mask, call.scaling, call.softcap, last)
+    def _append(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = torch.cat([self.keys, keys], -2)
+        self.values = torch.cat([self.values, values], -2)
+
+    def _attended(self, query: Tensor, call: Any) -> tuple[Tensor, Callable[[int | None], Tensor]]:
+        """The result, and what gives sums of the attention (see :class:`View`)."""
+        keys, values = self.states()
+        queries, count = query.shape[2], self.slots
+        mask = self._mask(queries, call.mask)
+        found: Tensor = call.run(query, keys, values, mask)
+        if mask is not None:
+            if mask.dtype != torch.bool:
+                mask = mask > torch.finfo(mask.dtype).min / 2
+            real = torch.arange(count - queries, count, device=self.device) >= self._firsts()
+            mask = mask & real[:, None, :, None]  # queries that are pads tell nothing
+        return found, lambda last: attention_sums(query, keys, mask, call.scaling, call.softcap, last)
+
+    def _firsts(self) -> Tensor:
+        """[B, 1] the first slot of each row that is real."""
+        return torch.tensor([self.slots - n for n in self.counts], device=self.device)[:, None]
 
     def _mask(self, queries: int, given: Tensor | None) -> Tensor | None:
         """What transformers says, without the slots in which a row has nothing."""
-        count = self.keys.shape[2]
+        count = self.slots
         if all(n == count for n in self.counts):
             return given
         slots = torch.arange(count, device=self.device)
-        real = slots[None] >= torch.tensor([count - n for n in self.counts], device=self.device)[:, None]
+        real = slots >= self._firsts()
         if given is None:
             given = (slots <= slots[count - queries :, None])[None, None]
         if given.dtype == torch.bool:
             return given & real[:, None, None]
         return given.masked_fill(~real[:, None, None], torch.finfo(given.dtype).min)
 
-    def _evict(self) -> None:
-        count = self.keys.shape[2]
+    def _settle(self, drops: bool) -> None:
+        """Drops what is too much, if ``drops``."""
+        count = self.slots
         kept = [min(n, heavy + recent) for n, (heavy, recent) in zip(self.counts, self._limits, strict=True)]
-        if kept == self.counts:
+        if not drops or kept == self.counts:
             return
         slots = torch.arange(count, device=self.device)
 
@@ -172,7 +192,7 @@ class EvictingLayer(RowsLayer):
             return torch.tensor(numbers, device=self.device)[:, None, None]
 
         recent = slots >= column([count - recent for _, recent in self._limits])
-        real = slots >= column([count - n for n in self.counts])
+        real = slots >= self._firsts()[..., None]
         candidates = real & ~recent
         order = self.scores.masked_fill(~candidates, -torch.inf).argsort(dim=-1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(-1, order, slots.expand_as(order))
@@ -185,8 +205,7 @@ class EvictingLayer(RowsLayer):
         self.counts = kept
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        held = 0 if self.keys is None else self.keys.shape[2]
-        return held + query_length, self.seen - held
+        return self.slots + query_length, self.seen - self.slots
 
     def crop(self, tokens_to_remove: int) -> None:
         """Raises ValueError: what was dropped cannot come back."""

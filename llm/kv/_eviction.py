@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from graphlossy.llm.kv._evicting_layer import Budget, EvictingLayer
+from graphlossy.llm.kv._kivi import KIVICache
+from graphlossy.llm.kv._kivi_layer import KIVILayer
 from graphlossy.llm.kv._lossy_cache import LossyCache
+from graphlossy.llm.kv._packed_eviction import PackedEvictingLayer
 from graphlossy.llm.kv._states import ATTENTION
 from graphlossy.llm.kv.scorers import H2O, Scorer
 
@@ -30,10 +34,12 @@ class EvictionCache(LossyCache):
         scorer: one of :mod:`graphlossy.llm.kv.scorers`.
         heavy: tokens of the highest scores that are kept, or their share of the row's first pass if below 1.
         recent: last tokens that are kept, likewise; at least one.
+        storage: an empty :class:`KIVICache` of the same model, whose layers store what is kept in few bits; None: in
+            full precision. After the first pass tokens are dropped a chunk at a time then: up to a chunk more is kept.
 
     Raises:
-        TypeError: ``config`` is no configuration of transformers, or ``scorer`` no scorer.
-        ValueError: ``heavy`` or ``recent`` is out of range.
+        TypeError: ``config`` is no configuration of transformers, ``scorer`` no scorer, or ``storage`` no KIVICache.
+        ValueError: ``heavy`` or ``recent`` is out of range, or ``storage`` is of another model or holds tokens.
 
     Example:
         >>> import torch
@@ -49,15 +55,29 @@ class EvictionCache(LossyCache):
         (603, [150])
     """
 
-    def __init__(self, config: Any, scorer: Scorer, *, heavy: int | float, recent: int | float) -> None:
+    def __init__(
+        self,
+        config: Any,
+        scorer: Scorer,
+        *,
+        heavy: int | float,
+        recent: int | float,
+        storage: KIVICache | None = None,
+    ) -> None:
         if not hasattr(config, "get_text_config"):
             raise TypeError(f"config must be a model's configuration (model.config), got {type(config).__name__}")
         if not isinstance(scorer, Scorer):
             raise TypeError(f"scorer must be one of graphlossy.llm.kv.scorers, such as H2O(), got {scorer!r}")
         budget = Budget(_amount("heavy", heavy), _amount("recent", recent))
         layers = DynamicCache(config=config).layers
+        if storage is not None:
+            _check_storage(storage, layers)
         for number, layer in enumerate(layers):
-            if type(layer) is DynamicLayer:
+            store = None if storage is None else storage.layers[number]
+            if isinstance(store, KIVILayer):
+                store.split = replace(store.split, rollback=0)  # there are no rollbacks here
+                layers[number] = PackedEvictingLayer(scorer, budget, store)
+            elif type(layer) is DynamicLayer:
                 layers[number] = EvictingLayer(scorer, budget)
         if not any(isinstance(layer, EvictingLayer) for layer in layers):
             raise ValueError("no layer of this model has a cache that grows with the text: there is nothing to drop")
@@ -91,10 +111,26 @@ class H2OCache(EvictionCache):
         config: of the model.
         heavy: tokens of the highest scores that are kept, or their share of the row's first pass if below 1.
         recent: last tokens that are kept, likewise; at least one.
+        storage: an empty :class:`KIVICache` of the same model that stores what is kept; None: in full precision.
     """
 
-    def __init__(self, config: Any, heavy: int | float = 0.1, recent: int | float = 0.1) -> None:
-        super().__init__(config, H2O(), heavy=heavy, recent=recent)
+    def __init__(
+        self,
+        config: Any,
+        heavy: int | float = 0.1,
+        recent: int | float = 0.1,
+        storage: KIVICache | None = None,
+    ) -> None:
+        super().__init__(config, H2O(), heavy=heavy, recent=recent, storage=storage)
+
+
+def _check_storage(storage: Any, layers: list[Any]) -> None:
+    if not isinstance(storage, KIVICache):
+        raise TypeError(f"storage must be a KIVICache or None, got {type(storage).__name__}")
+    if len(storage.layers) != len(layers):
+        raise ValueError(f"storage is of another model: it has {len(storage.layers)} layers, this one {len(layers)}")
+    if any(layer.seen for layer in storage.own_layers):
+        raise ValueError("storage holds tokens: give an empty KIVICache, for each cache a new one")
 
 
 def _amount(name: str, value: Any) -> int | float:

@@ -42,6 +42,7 @@ class KIVILayer(RowsLayer):
     Attributes:
         padding: pads before the first real token of each row.
         seen: tokens of a row, pads included.
+        packed: chunks of each row.
         direct: whether the attention takes packed states, so that nothing is decoded for it.
     """
 
@@ -56,7 +57,7 @@ class KIVILayer(RowsLayer):
         self.padding: list[int] = []
         self.seen = 0
         self.direct = False
-        self._packed: list[int] = []  # chunks of each row
+        self.packed: list[int] = []
         self.key_sinks = self.value_sinks = torch.empty(0)
 
     # -- what transformers calls --------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ class KIVILayer(RowsLayer):
         batch = key_states.shape[0]
         if len(self.padding) != batch:
             self.padding = [0] * batch
-        self._packed = [0] * batch
+        self.packed = [0] * batch
         # The window: the last tokens in full precision, from the first that some row has not packed, or may get back.
         self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
         self.key_sinks = key_states.new_zeros((*key_states.shape[:2], self.split.sinks, key_states.shape[-1]))
@@ -79,6 +80,21 @@ class KIVILayer(RowsLayer):
         The new tokens are returned in full precision and packed afterwards, as KIVI's prefill does. No gradient passes
         through. With ``direct``, few tokens after packed ones are given :class:`PackedStates`.
         """
+        self.append(key_states, value_states)
+        found: Any
+        if self.direct and key_states.shape[-2] <= MOST_QUERIES and any(self.packed):
+            tokens, packed = self.packed_tokens(), list(self.packed)
+            found = tuple(
+                PackedStates(tokens, self.rotate_values, partial(self._states, which, packed, window))
+                for which, window in enumerate((self.keys, self.values))
+            )
+        else:
+            found = self.assembled()
+        self.pack()
+        return found
+
+    def append(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Appends tokens [B, H, q, D] to the window; :meth:`pack` follows when they have been seen."""
         key_states, value_states = key_states.detach(), value_states.detach()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -87,17 +103,6 @@ class KIVILayer(RowsLayer):
         self.values = torch.cat([self.values, value_states], -2)
         self.seen += key_states.shape[-2]
         self._fill_sinks(key_states.shape[-2])
-        found: Any
-        if self.direct and key_states.shape[-2] <= MOST_QUERIES and any(self._packed):
-            tokens, packed = self.packed_tokens(), list(self._packed)
-            found = tuple(
-                PackedStates(tokens, self.rotate_values, partial(self._states, which, packed, window))
-                for which, window in enumerate((self.keys, self.values))
-            )
-        else:
-            found = self.assembled()
-        self._pack()
-        return found
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.seen + query_length, 0
@@ -107,7 +112,7 @@ class KIVILayer(RowsLayer):
         self.value_chunks = Chunks(self.value_chunks.bits, self.value_chunks.group_size)
         self.keys = self.values = None
         self.key_sinks = self.value_sinks = torch.empty(0)
-        self.padding, self._packed, self.seen, self.is_initialized = [], [], 0, False
+        self.padding, self.packed, self.seen, self.is_initialized = [], [], 0, False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the last ``-tokens_to_remove`` tokens of every row.
@@ -122,7 +127,7 @@ class KIVILayer(RowsLayer):
         if tokens_to_remove == 0:
             return
         seen = self.seen + tokens_to_remove
-        packed = [min(n, self.split.chunks(seen - pads)) for n, pads in zip(self._packed, self.padding, strict=True)]
+        packed = [min(n, self.split.chunks(seen - pads)) for n, pads in zip(self.packed, self.padding, strict=True)]
         first, gone = self._kept_from(seen, packed), self._window_from
         windows = self.keys, self.values
         if first < gone:  # tokens come back that are in full precision no more
@@ -131,7 +136,7 @@ class KIVILayer(RowsLayer):
             )
             gone = 0
         self.keys, self.values = (t[..., max(0, first - gone) : max(0, seen - gone), :].clone() for t in windows)
-        self.seen, self._packed = seen, packed
+        self.seen, self.packed = seen, packed
         for chunks in (self.key_chunks, self.value_chunks):
             chunks.keep(max(packed))
 
@@ -142,7 +147,7 @@ class KIVILayer(RowsLayer):
         held = {name: getattr(self, name) for name in _TENSORS}
         for which, chunks in (("key", self.key_chunks), ("value", self.value_chunks)):
             held |= {f"{which}_{name}": part for name, part in chunks.state().items()}
-        return held, {"seen": self.seen, "padding": self.padding, "packed": self._packed}
+        return held, {"seen": self.seen, "padding": self.padding, "packed": self.packed}
 
     def load_state(self, held: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Gives an empty layer what :meth:`state` gave."""
@@ -151,7 +156,7 @@ class KIVILayer(RowsLayer):
         self.dtype, self.device = held["keys"].dtype, held["keys"].device
         for name in _TENSORS:
             setattr(self, name, held[name])
-        self.seen, self.padding, self._packed = numbers["seen"], list(numbers["padding"]), list(numbers["packed"])
+        self.seen, self.padding, self.packed = numbers["seen"], list(numbers["padding"]), list(numbers["packed"])
         width, chunk = self.keys.shape[-1], self.split.chunk
         for which, chunks, shape in (
             ("key", self.key_chunks, (width, chunk)),
@@ -179,7 +184,7 @@ class KIVILayer(RowsLayer):
         keys, values = self.key_chunks, self.value_chunks
         width = -(-self.values.shape[-1] // 8) * 8
         rows = row_table(
-            self.split, tuple(self.padding), tuple(self._packed), self.seen, self._window_from, self.keys.device
+            self.split, tuple(self.padding), tuple(self.packed), self.seen, self._window_from, self.keys.device
         )
         return PackedTokens(
             keys.parts, values.parts, keys.bits, values.bits, keys.group_size, min(values.group_size, width),
@@ -188,7 +193,7 @@ class KIVILayer(RowsLayer):
 
     def assembled(self) -> tuple[Tensor, Tensor]:
         """All keys and values [B, H, T, D] in floating point; pads that are in the window no more are zero."""
-        return self._states(0, self._packed, self.keys), self._states(1, self._packed, self.values)
+        return self._states(0, self.packed, self.keys), self._states(1, self.packed, self.values)
 
     def _states(self, which: int, packed: Sequence[int], window: Tensor) -> Tensor:
         """Keys (0) or values (1) in floating point, of ``packed`` chunks of each row and a window."""
@@ -248,14 +253,14 @@ class KIVILayer(RowsLayer):
                 self.key_sinks[row, :, first:last] = self.keys[row, :, here]
                 self.value_sinks[row, :, first:last] = self.values[row, :, here]
 
-    def _pack(self) -> None:
+    def pack(self) -> None:
         """Packs the chunks that have left the window, rows of equal places together, and lets the window move on."""
         gone, chunk = self._window_from, self.split.chunk
         due: dict[tuple[int, int, int], list[int]] = {}
         for row, pads in enumerate(self.padding):
             target = self.split.chunks(self.seen - pads)
-            if target > self._packed[row]:
-                due.setdefault((pads, self._packed[row], target), []).append(row)
+            if target > self.packed[row]:
+                due.setdefault((pads, self.packed[row], target), []).append(row)
         for (pads, first, target), rows in due.items():
             start = pads + self.split.sinks + first * chunk - gone
             here = slice(start, start + (target - first) * chunk)
@@ -265,8 +270,8 @@ class KIVILayer(RowsLayer):
             self.key_chunks.write(keys.transpose(-1, -2), rows, first, len(self.padding))
             self.value_chunks.write(values, rows, first, len(self.padding))
             for row in rows:
-                self._packed[row] = target
-        first = self._kept_from(self.seen, self._packed) - gone
+                self.packed[row] = target
+        first = self._kept_from(self.seen, self.packed) - gone
         if first > 0:
             self.keys, self.values = (t[..., first:, :].clone() for t in (self.keys, self.values))
 
@@ -275,4 +280,4 @@ class KIVILayer(RowsLayer):
             setattr(self, name, getattr(self, name).index_select(0, index))
         self.key_chunks.select(index)
         self.value_chunks.select(index)
-        self._packed = [self._packed[row] for row in chosen]
+        self.packed = [self.packed[row] for row in chosen]

@@ -21,7 +21,7 @@ class View:
     """What a scorer sees of one layer after a pass; slots hold the tokens that are kept, oldest first.
 
     Attributes:
-        keys, values: [B, H, K, D] after their rotary embedding.
+        states: gives keys and values [B, H, K, D] after their rotary embedding.
         positions: int32 [B, H, K] of tokens, counted from each row's first real one.
         before: float32 [B, H, K] scores of the last pass, zero for new tokens.
         sums: ``sums(n)`` is [B, H, K], the attention that the last n queries of the pass (None: all) pay to each token,
@@ -29,8 +29,7 @@ class View:
         heads: query heads that share a head of keys.
     """
 
-    keys: Tensor
-    values: Tensor
+    states: Callable[[], tuple[Tensor, Tensor]]
     positions: Tensor
     before: Tensor
     sums: Callable[[int | None], Tensor]
@@ -99,7 +98,7 @@ class Knorm(Scorer):
     """Keys of small norm are kept (Devoto et al., EMNLP 2024, section 3)."""
 
     def scores(self, view: View) -> Tensor:
-        return -view.keys.float().norm(dim=-1)
+        return -view.states()[0].float().norm(dim=-1)
 
 
 @dataclass(frozen=True)

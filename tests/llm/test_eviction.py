@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,25 +13,13 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
 from kv_models import FAMILIES, WORDS, generate, model_of, prompt  # noqa: E402
+from kv_passes import GROUP, HEADS, WIDTH, call, drawn  # noqa: E402
 
 from graphlossy.llm import EvictionCache, H2OCache  # noqa: E402
 from graphlossy.llm.kv import _sums, scorers  # noqa: E402
-from graphlossy.llm.kv._attention import Call  # noqa: E402
 from graphlossy.llm.kv._evicting_layer import Budget, EvictingLayer  # noqa: E402
 
-HEADS, GROUP, WIDTH = 2, 3, 8
 SCORERS = [scorers.H2O(), scorers.TOVA(), scorers.SnapKV(8, 3), scorers.Knorm(), scorers.StreamingLLM(2)]
-
-
-def call(mask: Tensor | None = None, softcap: float = 0.0) -> Call:
-    return Call(SimpleNamespace(num_key_value_groups=GROUP, is_causal=True), mask, WIDTH**-0.5, softcap)
-
-
-def drawn(rows: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values; a few keys are looked at a lot."""
-    draw = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(rows, n, count, WIDTH, generator=draw) for n in (HEADS * GROUP, HEADS, HEADS))
-    return q * 3, k, v
 
 
 def straight(

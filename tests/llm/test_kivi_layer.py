@@ -40,7 +40,7 @@ def fed(keys: Tensor, values: Tensor, padding: list[int], **options) -> Any:
 
 def same_storage(a: Any, b: Any) -> None:
     """Equal values, whether in floats or in codes; pads do not count."""
-    assert a.seen == b.seen and a.padding == b.padding and a._packed == b._packed
+    assert a.seen == b.seen and a.padding == b.padding and a.packed == b.packed
     for x, y in zip(a.assembled(), b.assembled(), strict=True):
         for row, pads in enumerate(a.padding):
             assert torch.equal(x[row, :, pads:], y[row, :, pads:])
