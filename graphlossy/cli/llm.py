@@ -13,6 +13,7 @@ from rich.table import Table
 
 from graphlossy.cli._errors import user_errors
 from graphlossy.cli._llm_data import absolute, model_place, read_tokens
+from graphlossy.cli._llm_generate import generate_command, plan_command
 from graphlossy.cli._llm_options import DATA, SETTINGS, method_lines, with_options
 from graphlossy.cli._llm_progress import FinetuneBar
 from graphlossy.cli._llm_report import FinishedRun, figures, read_run, write_report
@@ -36,7 +37,7 @@ __all__ = ["command"]
 @click.group(name="llm", cls=CommandGroup, invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Fine-tune language models that keep sampled and low-bit activations, and compare what that cost.
+    """Fine-tune language models that keep sampled and low-bit activations, and write text with low-bit caches.
 
     \b
     Examples:
@@ -44,6 +45,8 @@ def command(ctx: click.Context) -> None:
       graphlossy llm finetune --model smollm2 --steps 200
       graphlossy llm finetune --model my-model --data notes.txt --method lora+4bit
       graphlossy llm report runs/plain runs/4bit --out compared.html
+      graphlossy llm generate --model smollm2 --prompt-file notes.txt --cache 4bit
+      graphlossy llm plan-kv --model smollm2 --batch-size 8 --length 8192
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -128,6 +131,10 @@ def report_command(folders: list[Path], out: Path | None, as_json: bool) -> None
         return
     _show(runs)
     click.echo(f"report: {page}")
+
+
+command.add_command(generate_command)
+command.add_command(plan_command)
 
 
 def _prepare(ctx: click.Context, options: dict[str, Any]) -> Finetuning:

@@ -20,30 +20,14 @@ from click.testing import CliRunner, Result
 from graphlossy.cli._group import LazyGroup
 
 transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
+from tiny_llm import WORDS, save_tokenizer, sentences  # noqa: E402
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WORDS = "the cat sat on a mat and saw dog who ran over green hill to find his old red ball near water".split()
 RUN = ["--length", 16, "--batch-size", 4, "--lr", "5e-3", "--device", "cpu", "--threads", 1, "--quiet"]
 UNTIMED = ("seconds", "evaluation_seconds", "peak_bytes", "step_peak_bytes")
 MAIN = "from graphlossy.cli._group import LazyGroup; LazyGroup({'llm': ''})()"
-
-
-def sentences(count: int, seed: int = 0) -> list[str]:
-    draw = torch.Generator().manual_seed(seed)
-    starts = torch.randint(len(WORDS), (count,), generator=draw).tolist()
-    return [" ".join((WORDS * 2)[start : start + 12]) + f" {'.' * (i % 3)}" for i, start in enumerate(starts)]
-
-
-def save_tokenizer(folder: Path) -> int:
-    """A word-level tokenizer of these sentences; its number of tokens."""
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="<unk>"))
-    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    special = ["<pad>", "<unk>", "<end>"]
-    model.train_from_iterator(sentences(60), tokenizers.trainers.WordLevelTrainer(special_tokens=special))
-    names = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<end>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=model, **names).save_pretrained(folder)
-    return model.get_vocab_size()
 
 
 @pytest.fixture(scope="module")

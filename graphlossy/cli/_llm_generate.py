@@ -1,0 +1,204 @@
+"""``graphlossy llm generate`` and ``plan-kv``: text with a cache in few bits, and its bytes before anything runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from graphlossy.cli._errors import user_errors
+from graphlossy.cli._llm_data import model_place
+from graphlossy.cli._options import path_of, with_json, with_root
+from graphlossy.core._memory import is_out_of_memory
+from graphlossy.core.budget import format_bytes
+from graphlossy.datasets import DatasetError
+from graphlossy.llm.finetune import FinetuneError, load_model, load_tokenizer, position_limit
+from graphlossy.train._device import resolve_device
+
+__all__ = ["generate_command", "plan_command"]
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MODEL = click.option(
+    "--model", metavar="FOLDER|NAME", help="A folder that save_pretrained wrote, a name of `graphlossy datasets` such "
+    "as smollm2, or a name on the Hugging Face hub.",
+)  # fmt: skip
+_DTYPE = click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
+
+
+@click.command(name="generate", short_help="Write text with a cache in few bits.")
+@click.argument("prompt", required=False)
+@_MODEL
+@with_root
+@click.option("--prompt-file", callback=path_of, metavar="FILE", help="Text of the prompt; - is standard input.")
+@click.option("--cache", default="4bit", show_default=True, metavar="NAME", help="See below.")
+@click.option("--new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most to write.")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest word.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--chat/--no-chat", default=None, help="Put the prompt into the model's chat template.  [default: if it "
+              "has one]")  # fmt: skip
+@_DTYPE
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where to write.")
+@click.option("--threads", type=click.IntRange(1), help="Of the CPU.")
+@with_json
+def generate_command(**options: Any) -> None:
+    """Continue a prompt; keys and values are kept in few bits, or those of the tokens that matter.
+
+    \b
+    Caches:
+      plain            the model's own
+      8bit 4bit 2bit   in few bits; k4v2 gives keys and values their own; after a minus: r rotates values, wN the
+                       recent tokens that stay, sN the first ones, gN the numbers that share a scale: k4v2-r-w32
+      h2o:0.2:0.1      shares of the prompt that are kept for their attention and for being recent; also tova, snapkv,
+                       knorm, streaming
+      h2o:0.2:0.1+4bit both
+
+    \b
+    Examples:
+      graphlossy llm generate --model smollm2 "What is the capital of France?"
+      graphlossy llm generate --model smollm2 --prompt-file notes.txt --cache 2bit --new-tokens 64
+      graphlossy llm generate --model smollm2 --prompt-file long.txt --cache h2o:0.2:0.1+4bit --json
+    """
+    with user_errors(FinetuneError, DatasetError, ValueError):
+        found = _generate(options)
+    if options["as_json"]:
+        click.echo(json.dumps(found, indent=2, allow_nan=False))
+        return
+    less = f"{found['plain_bytes'] / found['cache_bytes']:.2f} times less than the model's own"
+    lines = (
+        f"{found['prompt_tokens']} + {found['new_tokens']} tokens, prompt {found['prompt_seconds']:.1f} s, then "
+        f"{found['tokens_per_second']:.1f} tokens/s",
+        f"cache {options['cache']}: {format_bytes(found['cache_bytes'])}, {less}",
+    )
+    click.echo("\n".join(lines), err=True)
+
+
+def _generate(options: dict[str, Any]) -> dict[str, Any]:
+    from graphlossy.llm.kv._quality import cache_bytes, with_attention
+    from graphlossy.llm.kv.schemes import parse_cache
+
+    scheme, text = parse_cache(options["cache"]), _text(options)
+    place = model_place(options["model"], options["root"])
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    device = resolve_device(options["device"])
+    words = load_tokenizer(place)
+    chat = bool(words.chat_template) if options["chat"] is None else options["chat"]
+    if chat:
+        if not words.chat_template:
+            raise FinetuneError(f"{options['model']} has no chat template; leave out --chat")
+        message = [{"role": "user", "content": text}]
+        text = words.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    ids = words(text, return_tensors="pt", add_special_tokens=not chat)["input_ids"]
+    limit = position_limit(place)
+    if limit is not None and ids.shape[1] + options["new_tokens"] > limit:
+        raise FinetuneError(
+            f"{ids.shape[1]} tokens of the prompt and --new-tokens {options['new_tokens']} are more than the model's "
+            f"limit of {limit}"
+        )
+    model: Any = load_model(place, pad_token_id=words.pad_token_id).to(device, DTYPES[options["dtype"]]).eval()
+    cache = scheme.make(model.config)
+    torch.manual_seed(options["seed"])
+    sampled = options["temperature"] > 0
+    drawn = {"temperature": options["temperature"], "top_p": options["top_p"], "top_k": 0} if sampled else {}
+    watch = _Watch(words, show=not options["as_json"])
+    try:
+        with with_attention(model, cache):
+            out = model.generate(
+                ids.to(device), attention_mask=torch.ones_like(ids, device=device), past_key_values=cache,
+                max_new_tokens=options["new_tokens"], do_sample=sampled, pad_token_id=words.pad_token_id,
+                streamer=watch, **drawn,
+            )  # fmt: skip
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FinetuneError("not enough memory for the model and its cache") from None
+    new = out[0, ids.shape[1] :]
+    held = cache_bytes(cache)
+    return {
+        "cache": scheme.name,
+        "text": words.decode(new, skip_special_tokens=True),
+        "prompt_tokens": ids.shape[1],
+        "new_tokens": len(new),
+        "prompt_seconds": watch.first - watch.start,
+        "tokens_per_second": (len(new) - 1) / max(1e-9, watch.last - watch.first),
+        "cache_bytes": held[0],
+        "plain_bytes": held[2] * torch.finfo(DTYPES[options["dtype"]]).bits // 16,
+    }
+
+
+def _text(options: dict[str, Any]) -> str:
+    path: Path | None = options["prompt_file"]
+    if (options["prompt"] is None) == (path is None):
+        raise FinetuneError("give a prompt, or --prompt-file, and not both")
+    try:
+        text = options["prompt"] if path is None else sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FinetuneError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if not text.strip():
+        raise FinetuneError("the prompt is empty")
+    return str(text)
+
+
+class _Watch:
+    """Takes tokens as they are written: shows the text, whole words at a time, and notes when."""
+
+    def __init__(self, words: Any, show: bool) -> None:
+        from transformers import TextStreamer
+
+        self._streamer = TextStreamer(words, skip_prompt=True, skip_special_tokens=True) if show else None
+        self.start = self.first = self.last = time.perf_counter()
+        self._calls = 0
+
+    def put(self, value: Any) -> None:
+        """The prompt, then token after token."""
+        self._calls += 1
+        now = time.perf_counter()
+        if self._calls == 2:
+            self.first = now
+        self.last = now
+        if self._streamer is not None:
+            self._streamer.put(value)
+
+    def end(self) -> None:
+        """The last of the text."""
+        if self._streamer is not None:
+            self._streamer.end()
+
+
+@click.command(name="plan-kv", short_help="Bytes of keys and values, before anything runs.")
+@_MODEL
+@with_root
+@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Texts.")
+@click.option("--length", type=click.IntRange(1), default=8192, show_default=True, help="Tokens of each.")
+@_DTYPE
+@with_json
+def plan_command(model: str | None, root: Path | None, batch_size: int, length: int, dtype: str, as_json: bool) -> None:
+    """Tell how many bytes the keys and values of a model take, in full precision and in few bits.
+
+    Only the model's config.json is read.
+
+    \b
+    Examples:
+      graphlossy llm plan-kv --model smollm2 --batch-size 8 --length 8192
+      graphlossy llm plan-kv --model my-model --length 32768 --dtype bf16 --json
+    """
+    from dataclasses import asdict
+
+    from transformers import AutoConfig
+
+    from graphlossy.llm.kv import plan_cache
+
+    with user_errors(FinetuneError, DatasetError, ValueError):
+        place = model_place(model, root)
+        try:
+            config = AutoConfig.from_pretrained(place)
+        except OSError:
+            raise FinetuneError(f"no configuration of a model at {place}") from None
+        plan = plan_cache(config, batch_size, length, DTYPES[dtype])
+    click.echo(json.dumps(asdict(plan), indent=2) if as_json else str(plan))

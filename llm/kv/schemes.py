@@ -1,0 +1,100 @@
+"""Caches by name: ``"4bit"``, ``"k4v2-r-w32"``, ``"h2o:0.25:0.25+4bit"``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers.cache_utils import Cache, DynamicCache
+
+from graphlossy.llm.kv._eviction import EvictionCache
+from graphlossy.llm.kv._kivi import KIVICache
+from graphlossy.llm.kv.scorers import H2O, TOVA, Knorm, Scorer, SnapKV, StreamingLLM
+
+__all__ = ["GRAMMAR", "CacheScheme", "parse_cache"]
+
+GRAMMAR = """\
+plain             the model's own cache
+8bit 4bit 2bit    keys and values in few bits (also 1bit, 3bit)
+k4v2              other bits for keys and for values; after a minus: r rotates values, wN the recent tokens that stay,
+                  sN the first tokens that stay, gN the numbers that share a scale: k4v2-r-w32
+h2o:0.2:0.1       the share of the prompt that is kept for its scores, and of the most recent tokens (0.1 each if not
+                  said; whole numbers are tokens); also tova, snapkv, knorm, streaming
+h2o:0.2:0.1+4bit  both
+"""
+
+_SCORERS: dict[str, type[Scorer]] = {
+    "h2o": H2O, "tova": TOVA, "snapkv": SnapKV, "knorm": Knorm, "streaming": StreamingLLM,
+}  # fmt: skip
+_WIDTHS = re.compile(r"(?:(?P<both>\d)bit|k(?P<key>\d)v(?P<value>\d))(?P<options>(?:-(?:r|[wsg]\d+))*)")
+_OPTIONS = {"w": "residual_length", "s": "sinks", "g": "group_size"}
+
+
+@dataclass(frozen=True)
+class CacheScheme:
+    """A cache that can be made for any model.
+
+    Attributes:
+        name: as it was parsed.
+        scorer: says which tokens are kept; None: all.
+        amounts: ``heavy`` and ``recent`` of :class:`graphlossy.llm.EvictionCache`.
+        packing: arguments of :class:`graphlossy.llm.KIVICache`; None: in full precision.
+    """
+
+    name: str
+    scorer: Scorer | None = None
+    amounts: dict[str, int | float] = field(default_factory=dict)
+    packing: dict[str, Any] | None = None
+
+    def make(self, config: Any) -> Cache:
+        """An empty cache for the model of this configuration.
+
+        Raises:
+            TypeError, ValueError: the model or the numbers do not allow it; see the caches.
+        """
+        store = None if self.packing is None else KIVICache(config, **self.packing)
+        if self.scorer is not None:
+            return EvictionCache(config, self.scorer, **self.amounts, storage=store)
+        return DynamicCache(config=config) if store is None else store
+
+
+def parse_cache(name: str) -> CacheScheme:
+    """The cache of a name, see `GRAMMAR`.
+
+    Raises:
+        ValueError: no cache has this name.
+
+    Example:
+        >>> scheme = parse_cache("h2o:0.25:64+k4v2-r")
+        >>> scheme.amounts, scheme.packing
+        ({'heavy': 0.25, 'recent': 64}, {'key_bits': 4, 'value_bits': 2, 'rotate_values': True})
+    """
+    text = name.strip().lower()
+    scorer: Scorer | None = None
+    amounts: dict[str, int | float] = {}
+    packing: dict[str, Any] | None = None
+    for number, part in enumerate(() if text == "plain" else text.split("+")):
+        kind, *given = part.strip().split(":")
+        match = _WIDTHS.fullmatch(part.strip())
+        if kind in _SCORERS and number == 0 and len(given) <= 2:
+            scorer = _SCORERS[kind]()
+            heavy, recent = (_amount(name, word) for word in [*given, "0.1", "0.1"][:2])
+            amounts = {"heavy": heavy, "recent": recent}
+        elif match and packing is None:
+            packing = {
+                "key_bits": int(match["both"] or match["key"]),
+                "value_bits": int(match["both"] or match["value"]),
+            }
+            for option in match["options"].split("-")[1:]:
+                packing |= {"rotate_values": True} if option == "r" else {_OPTIONS[option[0]]: int(option[1:])}
+        else:
+            raise ValueError(f"no cache has the name {name!r}; there are:\n{GRAMMAR}")
+    return CacheScheme(text, scorer, amounts, packing)
+
+
+def _amount(name: str, word: str) -> int | float:
+    try:
+        return int(word) if word.isdigit() else float(word)
+    except ValueError:
+        raise ValueError(f"{word!r} in {name!r} is no number of tokens and no share of the prompt") from None

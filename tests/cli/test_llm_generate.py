@@ -1,0 +1,112 @@
+"""``graphlossy llm generate`` and ``plan-kv`` with a tiny model made on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from graphlossy.cli._group import LazyGroup
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("tokenizers")
+from tiny_llm import save_tokenizer, sentences  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        vocab_size=save_tokenizer(folder), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=512, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: Any, **options: Any) -> Result:
+    group = LazyGroup({"llm": ""})
+    return CliRunner().invoke(group, ["llm", *map(str, arguments)], **options)
+
+
+def generated(llama: Path, *arguments: Any) -> dict[str, Any]:
+    found = run("generate", "--model", llama, "--device", "cpu", "--json", *arguments)
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+def test_text_and_figures(llama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text(" ".join(sentences(20)))
+    plain, packed, both = (
+        generated(llama, "--prompt-file", file, "--new-tokens", 9, "--cache", name)
+        for name in ("plain", "8bit-w8-g8", "h2o:0.2:0.1+4bit-w8-g8")
+    )
+    assert plain["text"] == packed["text"] != "" and plain["new_tokens"] == both["new_tokens"] == 9
+    assert plain["cache_bytes"] == plain["plain_bytes"] == packed["plain_bytes"]
+    assert both["cache_bytes"] < packed["cache_bytes"] / 1.5 < plain["cache_bytes"] / 3
+    assert plain["prompt_tokens"] > 200 and plain["tokens_per_second"] > 0
+
+
+def test_what_a_person_sees(llama: Path) -> None:
+    text = sentences(1)[0]
+    found = run("generate", "--model", llama, "--device", "cpu", "--new-tokens", 5, text)
+    assert found.exit_code == 0, found.output
+    assert len(found.stdout.split()) >= 1 and "tokens/s" in found.stderr
+    assert "cache 4bit" in found.stderr and "times less than the model's own" in found.stderr
+    read = run("generate", "--model", llama, "--device", "cpu", "--new-tokens", 5, "--prompt-file", "-", input=text)
+    assert read.stdout == found.stdout
+
+
+def test_seeds_draw_words(llama: Path) -> None:
+    options = ["--temperature", 2.0, "--new-tokens", 12, sentences(1)[0]]
+    one, again, other = (generated(llama, "--seed", seed, *options)["text"] for seed in (1, 1, 2))
+    assert one == again != other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give a prompt, or --prompt-file, and not both"),
+        (["word", "--prompt-file", "x"], "give a prompt, or --prompt-file, and not both"),
+        ([" "], "the prompt is empty"),
+        (["--prompt-file", "nowhere.txt"], "cannot read nowhere.txt: No such file"),
+        (["the cat", "--cache", "4bits"], "no cache has the name '4bits'"),
+        (["the cat", "--cache", "5bit"], "key_bits must be one of 1, 2, 3, 4, 8, got 5"),
+        (["the cat", "--new-tokens", "600"], "more than the model's limit of 512"),
+        (["the cat", "--chat"], "has no chat template"),
+        (["the cat", "--device", "tpu9"], "device"),
+    ],
+)
+def test_mistakes_end_in_one_line(llama: Path, arguments: list[str], said: str) -> None:
+    found = run("generate", "--model", llama, *arguments)
+    assert found.exit_code == 2 and said in found.output and "Traceback" not in found.output
+
+
+def test_no_model() -> None:
+    for name in ("generate", "plan-kv"):
+        found = run(name, *(["the cat"] if name == "generate" else []))
+        assert found.exit_code == 2 and "give --model" in found.output
+        found = run(name, "--model", "./nothing", *(["the cat"] if name == "generate" else []))
+        assert found.exit_code == 2 and "Traceback" not in found.output
+
+
+def test_plan(llama: Path) -> None:
+    found = run("plan-kv", "--model", llama, "--batch-size", 3, "--length", 1000, "--dtype", "fp16")
+    assert found.exit_code == 0 and found.stdout.startswith("3 x 1000 tokens") and "keys 4, values 2" in found.stdout
+    told = json.loads(run("plan-kv", "--model", llama, "--batch-size", 3, "--length", 1000, "--json").stdout)
+    assert told["rows"][0]["nbytes"] == 3 * 1000 * 2 * 2 * 32 * 4
+    assert told["rows"][0]["bits_per_number"] == 32
+
+
+def test_help_shows_examples() -> None:
+    for name in ("generate", "plan-kv"):
+        found = run(name, "--help")
+        assert found.exit_code == 0 and "graphlossy llm " + name in found.output
