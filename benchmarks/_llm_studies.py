@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks._llm import VARIANTS
 from benchmarks.table import markdown
 
-__all__ = ["gradients", "loss", "memory"]
+__all__ = ["caches", "gradients", "loss", "memory"]
 
 _LARGEST = 14  # operations that are shown
 
@@ -85,3 +85,19 @@ def memory(data: dict[str, Any]) -> Iterator[str]:
 
 def _ratio(row: dict[str, Any], name: str) -> str:
     return f"{row[name]:.2f}" if name in row else ""
+
+
+def caches(data: dict[str, Any]) -> Iterator[str]:
+    """How far a model with each cache is from itself with the full one, and the bytes."""
+    body = []
+    for name, row in data["summary"].items():
+        change = "" if name == "plain" else f"{100 * row['perplexity_change']:+.1f} %"
+        body.append([
+            f"`{name}`", f"{row['kl']['mean']:.4f} ± {row['kl']['std']:.4f}", f"{100 * row['agreement']:.1f} %",
+            f"{row['perplexity']:.3f}", change, f"{row['times_less']['mean']:.2f}",
+        ])  # fmt: skip
+    size, words = data["settings"], data["summary"]["plain"]["words"]
+    texts = f"{size['texts']} texts of {size['prompt']} + {size['scored']} tokens, {words:,} scored words"
+    yield f"{size['model']}, {texts}:\n\n" + markdown(
+        ["", "KL to the full cache", "top-1 agreement", "perplexity", "change", "x fewer bytes than 16 bits"], body
+    )

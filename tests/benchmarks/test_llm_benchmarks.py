@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import llm_gradients, llm_loss, llm_memory, studies
+from benchmarks import kv_quality, llm_gradients, llm_loss, llm_memory, studies
 from benchmarks._llm import COMPRESS, VARIANTS
 
 
@@ -124,3 +124,27 @@ def test_bars_of_the_loss() -> None:
     assert [bar["met"] for bar in llm_loss.bars(rows, 2)] == [True, True, False, False]
     assert [bar["met"] for bar in llm_loss.bars(rows, 5)] == [None] * 4  # not all seeds are there
     assert [bar["met"] for bar in llm_loss.bars({}, 1)] == [None] * 2
+
+
+def test_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    options = ["--tiny", "--out", str(tmp_path / "out.json"), "--schemes", "8bit-w32,2bit-w32,h2o:0.1:0.1"]
+    kv_quality.main(options)
+    data = json.loads((tmp_path / "out.json").read_text())
+    rows = data["summary"]
+    assert list(rows) == ["plain", "8bit-w32", "2bit-w32", "h2o:0.1:0.1"]
+    assert rows["plain"]["words"] == 40 and rows["plain"]["agreement"] == 1
+    assert rows["8bit-w32"]["kl"]["mean"] < rows["2bit-w32"]["kl"]["mean"]
+    assert 1 < rows["8bit-w32"]["times_less"]["mean"] < rows["2bit-w32"]["times_less"]["mean"] < 4
+    assert "| `2bit-w32` |" in studies.render("kv_quality", {**data, "bars": []})
+    said = capsys.readouterr().out
+    assert "text 2/2  2bit-w32" in said
+    kv_quality.main(options)
+    assert "text" not in capsys.readouterr().out  # nothing is measured twice
+    assert all(bar["met"] is None for bar in kv_quality.bars({}))
+    row = {"kl": {"mean": 0.003}, "times_less": {"mean": 3.0}, "perplexity_change": 0.2}
+    found = kv_quality.bars({"4bit-w32": row, "2bit-w32": row, "h2o:0.1:0.1": row, "streaming:4:200": row})
+    assert [bar["met"] for bar in found] == [True, True, None, None, False, False, None, None, True, False]
+    with pytest.raises(SystemExit):
+        kv_quality.main(["--tiny", "--schemes", "4bits"])
+    assert "no cache has the name '4bits'" in capsys.readouterr().err
