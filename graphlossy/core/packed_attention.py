@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graphlossy.core import _cpu, _cuda, _cuda_packed_attention, _packed_attention
 from graphlossy.core._packed_attention import PackedTokens
-from graphlossy.core._schemas import LIBRARY, check_bits, check_group_size, groups_per_row, row_bytes
+from graphlossy.core._schemas import FLOAT_DTYPES, LIBRARY, check_bits, check_group_size, groups_per_row, row_bytes
 
 __all__ = ["PackedTokens", "packed_attention"]
 
@@ -66,11 +66,18 @@ def _check(query: Tensor, tokens: PackedTokens, mask: Tensor | None) -> None:
     for bits, group in ((tokens.key_bits, tokens.key_group), (tokens.value_bits, tokens.value_group)):
         check_bits(bits)
         check_group_size(group)
-    if query.dim() != 4 or any(t.dim() != 5 for t in (*tokens.keys, *tokens.values)):
+    packed = (*tokens.keys, *tokens.values)
+    if query.dim() != 4 or len(packed) != 6 or any(t.dim() != 5 for t in packed):
         raise ValueError(
             "query must be [rows, heads, queries, width] and codes, scales and offsets [rows, heads, chunks, ., .], "
-            f"got {tuple(query.shape)} and {[tuple(t.shape) for t in (*tokens.keys, *tokens.values)]}"
+            f"got {tuple(query.shape)} and {[tuple(t.shape) for t in packed]}"
         )
+    if tokens.chunk < 1:
+        raise ValueError(f"a chunk must hold at least one token, got values {tuple(tokens.values[0].shape)}")
+    full_states = (*tokens.sinks, *tokens.window)
+    if len(full_states) != 4 or any(t.dim() != 4 or t.dtype not in FLOAT_DTYPES for t in full_states):
+        held = [(t.dtype, tuple(t.shape)) for t in full_states]
+        raise TypeError(f"sinks and window must be keys and values [rows, heads, tokens, width] of floats, got {held}")
     batch, heads, queries, width = query.shape
     count, chunk, out = tokens.keys[0].shape[2], tokens.chunk, tokens.sinks[1].shape[-1]
     for name, parts, bits, group, rows, columns in (
@@ -129,6 +136,8 @@ def _on_cuda(kernels: _cuda.Kernels, query: Tensor, *rest: Any) -> tuple[Tensor,
 def _on_cpu(kernels: _cpu.Kernels) -> Any:
     def run(query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         packed, full, sums = _fake(query, *rest)
+        if not packed.numel():
+            return packed, full, sums.zero_()
         tokens, (mask, scaling, softcap, _) = PackedTokens(*rest[:_PARTS]), rest[_PARTS:]
         query, dtype = query.to(torch.float32).contiguous(), tokens.window[0].dtype
         keys, values = ([t.contiguous() for t in parts] for parts in (tokens.keys, tokens.values))

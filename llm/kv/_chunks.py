@@ -76,6 +76,7 @@ class Chunks:
     def replace(self, row: int, chunks: Tensor, changed: Tensor) -> None:
         """Stores those of the first chunks [H, c, I, J] of a row that ``changed`` [H, c] names; the others stay."""
         count = chunks.shape[1]
+        self._parts = tuple(writable(part) for part in self._parts)
         for part, piece in zip(self._parts, self._packed(chunks[None]), strict=True):
             part[row, :, :count] = torch.where(changed[..., None, None], piece[0], part[row, :, :count])
 

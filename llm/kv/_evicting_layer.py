@@ -22,7 +22,8 @@ class Budget:
     """How many tokens of a row are kept.
 
     Args:
-        heavy: with the highest scores: a number of tokens, or a share of those of the row's first pass.
+        heavy: with the highest scores: a number of tokens, or a share of those that the row begins with, in the first
+            pass that has any.
         recent: the last ones, likewise.
 
     Example:
@@ -79,7 +80,7 @@ class EvictingLayer(RowsLayer):
         self.positions, self.scores = torch.empty(0, dtype=torch.int32), torch.empty(0)
         self.padding: list[int] = []
         self.counts: list[int] = []
-        self._limits: list[tuple[int, int]] = []  # heavy and recent tokens of each row
+        self._limits: dict[int, tuple[int, int]] = {}  # heavy and recent tokens of rows that have any
         self._unseen = 0  # tokens of a pass whose attention has not been told
         self.seen, self.is_initialized = 0, False
 
@@ -111,6 +112,12 @@ class EvictingLayer(RowsLayer):
             )
         self.check_keys(key_states, (*self.positions.shape[:2], self._width))
         new = key_states.shape[-2]
+        self.counts = [
+            n + min(new, max(0, self.seen + new - pads)) for n, pads in zip(self.counts, self.padding, strict=True)
+        ]
+        for row, count in enumerate(self.counts):
+            if count and row not in self._limits:
+                self._limits[row] = self.budget.tokens(count)
         self._append(key_states, value_states)
         places = torch.arange(self.seen, self.seen + new, dtype=torch.int32) - torch.tensor(self.padding)[:, None]
         places = places.to(self.device, torch.int32)[:, None].expand(-1, self.positions.shape[1], -1)
@@ -118,12 +125,12 @@ class EvictingLayer(RowsLayer):
         self.scores = torch.cat([self.scores, self.scores.new_zeros(places.shape)], -1)
         self.seen += new
         self._unseen = new
-        self.counts = [
-            n + min(new, max(0, self.seen - pads)) for n, pads in zip(self.counts, self.padding, strict=True)
-        ]
-        if not self._limits:
-            self._limits = [self.budget.tokens(n) for n in self.counts]
         return ObservedStates(self, 0), ObservedStates(self, 1)
+
+    @property
+    def limits(self) -> list[tuple[int, int]]:
+        """Heavy and recent tokens that each row keeps."""
+        return [self._limits.get(row, (0, 1)) for row in range(len(self.counts))]
 
     @property
     def slots(self) -> int:
@@ -140,8 +147,7 @@ class EvictingLayer(RowsLayer):
         drops = self._unseen == self.seen or not self.scorer.prompt_only
         self._unseen = 0
         if drops:
-            heads = query.shape[1] // self.positions.shape[1]
-            view = View(self.states, self.positions, self.scores, sums, heads)
+            view = View(self.states, self.positions, self.scores, sums)
             self.scores = self.scorer.scores(view).float().contiguous()
         self._settle(drops)
         return found
@@ -183,7 +189,7 @@ class EvictingLayer(RowsLayer):
     def _settle(self, drops: bool) -> None:
         """Drops what is too much, if ``drops``."""
         count = self.slots
-        kept = [min(n, heavy + recent) for n, (heavy, recent) in zip(self.counts, self._limits, strict=True)]
+        kept = [min(n, heavy + recent) for n, (heavy, recent) in zip(self.counts, self.limits, strict=True)]
         if not drops or kept == self.counts:
             return
         slots = torch.arange(count, device=self.device)
@@ -191,12 +197,12 @@ class EvictingLayer(RowsLayer):
         def column(numbers: list[int]) -> Tensor:
             return torch.tensor(numbers, device=self.device)[:, None, None]
 
-        recent = slots >= column([count - recent for _, recent in self._limits])
+        recent = slots >= column([count - recent for _, recent in self.limits])
         real = slots >= self._firsts()[..., None]
         candidates = real & ~recent
         order = self.scores.masked_fill(~candidates, -torch.inf).argsort(dim=-1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(-1, order, slots.expand_as(order))
-        keep = candidates & (rank < column([heavy for heavy, _ in self._limits])) | recent & real
+        keep = candidates & (rank < column([heavy for heavy, _ in self.limits])) | recent & real
         index = keep.to(torch.uint8).argsort(dim=-1, stable=True)[..., count - max(kept) :]  # in order, at the end
         self.positions, self.scores = self.positions.gather(-1, index), self.scores.gather(-1, index)
         self.keys, self.values = (
@@ -224,4 +230,5 @@ class EvictingLayer(RowsLayer):
     def take_rows(self, chosen: list[int], index: Tensor) -> None:
         for name in ("keys", "values", "positions", "scores"):
             setattr(self, name, getattr(self, name).index_select(0, index))
-        self.counts, self._limits = ([values[row] for row in chosen] for values in (self.counts, self._limits))
+        self.counts = [self.counts[row] for row in chosen]
+        self._limits = {new: self._limits[row] for new, row in enumerate(chosen) if row in self._limits}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from graphlossy.llm.kv._evicting_layer import Budget, EvictingLayer
 from graphlossy.llm.kv._kivi import KIVICache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
-from graphlossy.llm.kv._lossy_cache import LossyCache
+from graphlossy.llm.kv._lossy_cache import LossyCache, check_config
 from graphlossy.llm.kv._packed_eviction import PackedEvictingLayer
 from graphlossy.llm.kv._states import ATTENTION
 from graphlossy.llm.kv.scorers import H2O, Scorer
@@ -32,14 +33,16 @@ class EvictionCache(LossyCache):
     Args:
         config: of the model.
         scorer: one of :mod:`graphlossy.llm.kv.scorers`.
-        heavy: tokens of the highest scores that are kept, or their share of the row's first pass if below 1.
+        heavy: tokens of the highest scores that are kept, or their share of the row's first pass if a fraction.
         recent: last tokens that are kept, likewise; at least one.
-        storage: an empty :class:`KIVICache` of the same model, whose layers store what is kept in few bits; None: in
-            full precision. After the first pass tokens are dropped a chunk at a time then: up to a chunk more is kept.
+        storage: a :class:`KIVICache` of the same model; what is kept is stored in few bits as it would; None: in full
+            precision. After the first pass tokens are dropped a chunk at a time then, and of packed ones alone: a row
+            keeps up to a chunk more than its budget, and never fewer than sinks, ``residual_length`` and a chunk.
 
     Raises:
         TypeError: ``config`` is no configuration of transformers, ``scorer`` no scorer, or ``storage`` no KIVICache.
-        ValueError: ``heavy`` or ``recent`` is out of range, or ``storage`` is of another model or holds tokens.
+        ValueError: ``heavy`` or ``recent`` is out of range, layers of the model share keys and values, or ``storage``
+            is of another model or leaves a layer as it is.
 
     Example:
         >>> import torch
@@ -64,25 +67,28 @@ class EvictionCache(LossyCache):
         recent: int | float,
         storage: KIVICache | None = None,
     ) -> None:
-        if not hasattr(config, "get_text_config"):
-            raise TypeError(f"config must be a model's configuration (model.config), got {type(config).__name__}")
+        check_config(config)
         if not isinstance(scorer, Scorer):
             raise TypeError(f"scorer must be one of graphlossy.llm.kv.scorers, such as H2O(), got {scorer!r}")
         budget = Budget(_amount("heavy", heavy), _amount("recent", recent))
         layers = DynamicCache(config=config).layers
-        if storage is not None:
-            _check_storage(storage, layers)
-        for number, layer in enumerate(layers):
-            store = None if storage is None else storage.layers[number]
-            if isinstance(store, KIVILayer):
-                store.split = replace(store.split, rollback=0)  # there are no rollbacks here
+        text = config.get_text_config(decoder=True)
+        if getattr(text, "num_kv_shared_layers", None):
+            raise ValueError(
+                "layers of this model share keys and values, which only one of them can drop: KIVICache can"
+            )
+        stores = [None] * len(layers) if storage is None else _stores(config, storage, layers)
+        for number, (layer, store) in enumerate(zip(layers, stores, strict=True)):
+            if store is not None:
                 layers[number] = PackedEvictingLayer(scorer, budget, store)
             elif type(layer) is DynamicLayer:
                 layers[number] = EvictingLayer(scorer, budget)
         if not any(isinstance(layer, EvictingLayer) for layer in layers):
             raise ValueError("no layer of this model has a cache that grows with the text: there is nothing to drop")
         super().__init__(layers=layers)
-        self._config = config.get_text_config(decoder=True)
+        self._config = text
+
+    left_padded_only = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -95,7 +101,8 @@ class EvictionCache(LossyCache):
         if self._config._attn_implementation != ATTENTION:
             raise ValueError(
                 f"{type(self).__name__} must learn what attention its tokens are paid: "
-                f"model.set_attn_implementation({ATTENTION!r}) first (it is {self._config._attn_implementation!r})"
+                f"model.set_attn_implementation({ATTENTION!r}) first (it is {self._config._attn_implementation!r}; "
+                "some old models have their own for good, and config must be the model's own object)"
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
@@ -109,9 +116,9 @@ class H2OCache(EvictionCache):
 
     Args:
         config: of the model.
-        heavy: tokens of the highest scores that are kept, or their share of the row's first pass if below 1.
+        heavy: tokens of the highest scores that are kept, or their share of the row's first pass if a fraction.
         recent: last tokens that are kept, likewise; at least one.
-        storage: an empty :class:`KIVICache` of the same model that stores what is kept; None: in full precision.
+        storage: a :class:`KIVICache` of the same model: how what is kept is stored; None: in full precision.
     """
 
     def __init__(
@@ -124,18 +131,27 @@ class H2OCache(EvictionCache):
         super().__init__(config, H2O(), heavy=heavy, recent=recent, storage=storage)
 
 
-def _check_storage(storage: Any, layers: list[Any]) -> None:
+def _stores(config: Any, storage: Any, layers: list[Any]) -> list[KIVILayer | None]:
+    """Empty layers with the settings of ``storage``; None where the model has a layer of its own."""
     if not isinstance(storage, KIVICache):
         raise TypeError(f"storage must be a KIVICache or None, got {type(storage).__name__}")
     if len(storage.layers) != len(layers):
         raise ValueError(f"storage is of another model: it has {len(storage.layers)} layers, this one {len(layers)}")
-    if any(layer.seen for layer in storage.own_layers):
-        raise ValueError("storage holds tokens: give an empty KIVICache, for each cache a new one")
+    stores: list[KIVILayer | None] = []
+    for number, layer in enumerate(KIVICache.of_arguments(config, storage.arguments).layers):
+        if type(layer) is DynamicLayer:  # rows would keep another number of tokens there, and there is one mask for all
+            raise ValueError(f"storage leaves layer {number} as it is; here it must pack every layer that grows")
+        if isinstance(layer, KIVILayer):
+            layer.split = replace(layer.split, rollback=0)  # there are no rollbacks here
+        stores.append(layer if isinstance(layer, KIVILayer) else None)
+    return stores
 
 
 def _amount(name: str, value: Any) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value >= 0):
+    if isinstance(value, bool) or not isinstance(value, Real) or not value >= 0:
         raise ValueError(f"{name} must be a number of tokens, or a share of the prompt below 1, got {value!r}")
-    if isinstance(value, float) and value >= 1:
+    if isinstance(value, Integral):
+        return int(value)
+    if value >= 1:
         raise ValueError(f"{name} must be a whole number of tokens or a share below 1, got {value!r}")
-    return value
+    return float(value)

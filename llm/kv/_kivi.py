@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from graphlossy.llm.kv._file import read_cache, restore_layers, write_cache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
-from graphlossy.llm.kv._lossy_cache import LossyCache
+from graphlossy.llm.kv._lossy_cache import LossyCache, check_config
 from graphlossy.llm.kv._rows import Split
 from graphlossy.llm.kv._states import ATTENTION
 
@@ -72,8 +72,7 @@ class KIVICache(LossyCache):
         rotate_values: bool = False,
         per_layer: Mapping[int, int | tuple[int, int] | None] | None = None,
     ) -> None:
-        if not hasattr(config, "get_text_config"):
-            raise TypeError(f"config must be a model's configuration (model.config), got {type(config).__name__}")
+        check_config(config)
         widths = (
             _width("key_bits", bits if key_bits is None else key_bits),
             _width("value_bits", bits if value_bits is None else value_bits),
@@ -129,15 +128,24 @@ class KIVICache(LossyCache):
             FileNotFoundError: there is no file.
             ValueError: it is damaged, no file of a cache, or of another model.
         """
+        check_config(config)
         arguments, about, tensors = read_cache(Path(path))
-        widths = arguments.pop("widths")
-        if len(widths) != len(DynamicCache(config=config).layers):
-            raise ValueError(f"{path} is of another model: it has {len(widths)} layers")
-        cache = cls(config, per_layer={i: None if w is None else tuple(w) for i, w in enumerate(widths)}, **arguments)
+        count = len(DynamicCache(config=config).layers)
+        if len(arguments["widths"]) != count:
+            have = len(arguments["widths"])
+            raise ValueError(f"{path} is of another model: it has {have} layers, this one {count}")
+        cache = cls.of_arguments(config, arguments)
         if device is not None:
             tensors = {name: t.to(device) for name, t in tensors.items()}
         restore_layers(Path(path), cache.layers, about, tensors)
         return cache
+
+    @classmethod
+    def of_arguments(cls, config: Any, arguments: Mapping[str, Any]) -> KIVICache:
+        """An empty cache with the attribute ``arguments`` of another one of a model with as many layers."""
+        others = {name: value for name, value in arguments.items() if name != "widths"}
+        widths = {i: None if w is None else tuple(w) for i, w in enumerate(arguments["widths"])}
+        return cls(config, per_layer=widths, **others)
 
     @property
     def packed_layers(self) -> list[KIVILayer]:

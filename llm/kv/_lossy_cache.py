@@ -10,11 +10,13 @@ from transformers.cache_utils import Cache
 from graphlossy.llm.kv._layer import RowsLayer
 from graphlossy.llm.kv._rows import mask_of_caller, padding_of
 
-__all__ = ["LossyCache"]
+__all__ = ["LossyCache", "check_config", "layer_bytes"]
 
 
 class LossyCache(Cache):
     """A cache some of whose layers are ours; it reads the padding of rows off the attention mask of the first pass."""
+
+    left_padded_only = False  # whether pads behind a row's first real token cannot be told from tokens
 
     @property
     def own_layers(self) -> list[Any]:
@@ -30,12 +32,13 @@ class LossyCache(Cache):
     def plain_bytes(self) -> int:
         """Bytes of the same tokens in the model's own cache."""
         return sum(
-            layer.plain_bytes if isinstance(layer, RowsLayer) else sum(_plain(layer).values()) for layer in self.layers
+            layer.plain_bytes if isinstance(layer, RowsLayer) else sum(layer_bytes(layer).values())
+            for layer in self.layers
         )
 
     def bytes_by_layer(self) -> list[dict[str, int]]:
         """For each layer its bytes by kind: ``packed`` codes, ``metadata``, ``window``, ``sinks``, ``plain``."""
-        return [layer.bytes_by_kind() if isinstance(layer, RowsLayer) else _plain(layer) for layer in self.layers]
+        return [layer.bytes_by_kind() if isinstance(layer, RowsLayer) else layer_bytes(layer) for layer in self.layers]
 
     def set_padding(self, attention_mask: Tensor) -> None:
         """Tells how many pads are before each row's first real token.
@@ -58,15 +61,31 @@ class LossyCache(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """As transformers asks for it; the padding is read off the mask that it is about to use."""
         first = self.own_layers[0]
-        if first.seen == 0 or any(first.seen <= pads for pads in first.padding):
+        begins = first.seen == 0 or any(first.seen <= pads for pads in first.padding)
+        if begins or (self.left_padded_only and query_length > 1):
             mask = mask_of_caller(len(first.padding) if first.seen else None, first.seen + query_length)
             if mask is not None:
-                pads = padding_of(mask[:, : first.seen + query_length])
-                for layer in self.own_layers:
-                    layer.padding = list(pads)
+                mask = mask[:, : first.seen + query_length] != 0
+                if self.left_padded_only and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+                    raise ValueError(
+                        f"attention_mask hides tokens behind a row's first real one; {type(self).__name__} takes pads "
+                        "on the left alone: tokenizer.padding_side = 'left'"
+                    )
+                if begins:
+                    pads = padding_of(mask)
+                    for layer in self.own_layers:
+                        layer.padding = list(pads)
         return super().get_mask_sizes(query_length, layer_idx)
 
 
-def _plain(layer: Any) -> dict[str, int]:
-    tensors = [t for t in (getattr(layer, "keys", None), getattr(layer, "values", None)) if isinstance(t, Tensor)]
-    return {"plain": sum(t.numel() * t.element_size() for t in tensors)}
+def layer_bytes(layer: Any) -> dict[str, int]:
+    """Bytes of a layer of the model's own: keys and values, or the states of linear attention."""
+    names = ("keys", "values", "conv_states", "recurrent_states")
+    held = [t for name in names if isinstance(t := getattr(layer, name, None), Tensor)]
+    return {"plain": sum(t.numel() * t.element_size() for t in held)}
+
+
+def check_config(config: Any) -> None:
+    """Raises TypeError unless ``config`` is a configuration of transformers."""
+    if not hasattr(config, "get_text_config"):
+        raise TypeError(f"config must be a model's configuration (model.config), got {type(config).__name__}")

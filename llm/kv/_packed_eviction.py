@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graphlossy.core._packed_attention import slots as slots_of
 from graphlossy.core.packed_attention import PackedTokens
+from graphlossy.llm.kv._chunks import writable
 from graphlossy.llm.kv._evicting_layer import Budget, EvictingLayer
 from graphlossy.llm.kv._kivi_layer import KIVILayer
 from graphlossy.llm.kv._packed_states import MOST_QUERIES, attend_packed
@@ -26,7 +27,8 @@ class PackedEvictingLayer(EvictingLayer):
     The first pass is attended in full precision; what it leaves is packed. Later a row drops a chunk of tokens whenever
     it is a chunk above its budget, of those that are packed: the ones with the lowest scores go, and what remains of
     the last chunk takes the places that they leave in the others, which are rounded anew. Sinks, the window of the
-    storage and the recent tokens stay.
+    storage and the recent tokens stay, whatever the budget. A row that begins in a later pass (its prompt is read in
+    pieces, of which the first has only pads of it) is packed at once and drops its first tokens by chunks too.
 
     Args:
         scorer: says what a token is worth.
@@ -51,6 +53,8 @@ class PackedEvictingLayer(EvictingLayer):
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         if self.store.seen:
+            total = self.store.seen + keys.shape[2]
+            self.store.padding = [total - n for n in self.counts]
             self.store.append(keys, values)
         else:
             super()._append(keys, values)
@@ -85,11 +89,9 @@ class PackedEvictingLayer(EvictingLayer):
             store.append(keys, values)
             store.pack()
             return
-        chunk, split = store.split.chunk, store.split
         surplus = [0] * len(self.counts)
         if drops:
-            for row, (n, limits) in enumerate(zip(self.counts, self._limits, strict=True)):
-                surplus[row] = min(max(0, n - sum(limits)) // chunk, split.chunks(n))
+            surplus = [self._surplus(n, limits) for n, limits in zip(self.counts, self.limits, strict=True)]
         states = self.states() if any(surplus) else ()  # tokens that are packed now are exact here
         store.pack()
         for row, count in enumerate(surplus):
@@ -98,14 +100,23 @@ class PackedEvictingLayer(EvictingLayer):
         if states:
             self._trim()
 
+    def _surplus(self, count: int, limits: tuple[int, int]) -> int:
+        """Chunks' tokens that a row of ``count`` is to drop: of those that will be packed, without the recent ones."""
+        split = self.store.split
+        packed = split.chunks(count) * split.chunk
+        behind = count - min(split.sinks, count) - packed  # in the window
+        free = packed - max(0, limits[1] - behind)
+        return max(0, min(count - sum(limits), free)) // split.chunk
+
     def _drop(self, row: int, surplus: int, keys: Tensor, values: Tensor) -> None:
         """Drops as many chunks' tokens of a row, whose states are keys and values [H, slots, D]."""
         store, chunk = self.store, self.store.split.chunk
         pads, packed = store.padding[row], store.packed[row]
         start = pads + min(store.split.sinks, self.counts[row])  # of what is packed
         end, places = start + packed * chunk, (packed - surplus) * chunk
-        scores = self.scores[row, :, start:end].clone()
-        scores[:, max(0, self.slots - self._limits[row][1] - start) :] = torch.inf  # the recent ones
+        newest = self.seen - 1 - self.padding[row]
+        recent = self.positions[row, :, start:end] > newest - self.limits[row][1]  # in any place
+        scores = self.scores[row, :, start:end].masked_fill(recent, torch.inf)
         lowest = scores.argsort(dim=-1, stable=True)[:, : surplus * chunk]
         kept = torch.ones_like(scores, dtype=torch.bool).scatter_(-1, lowest, False)
         holes, movers = ~kept[:, :places], kept[:, places:]  # as many of one as of the other
@@ -129,8 +140,9 @@ class PackedEvictingLayer(EvictingLayer):
         slots = torch.arange(self.slots, device=self.device).expand(len(holes), -1)
         index = torch.cat([slots[:, :gone], slots[:, :start], source + start, slots[:, end:]], 1)  # one more as pads
         for name in ("scores", "positions"):
-            held = getattr(self, name)
+            held = writable(getattr(self, name))
             held[row] = held[row].gather(-1, index)
+            setattr(self, name, held)
         store.padding[row] += gone
         store.packed[row] -= surplus
         self.counts[row] -= gone

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from graphlossy.core.budget import format_bytes
 from graphlossy.llm.kv._kivi import KIVICache
+from graphlossy.llm.kv._layer import RowsLayer
+from graphlossy.llm.kv._lossy_cache import check_config, layer_bytes
 
 __all__ = ["SCHEMES", "CachePlan", "CacheRow", "plan_cache"]
 
@@ -82,6 +84,8 @@ def plan_cache(
 ) -> CachePlan:
     """Bytes of the cache of a model, for every scheme; exact, since the caches are fed tensors without numbers.
 
+    The states of linear attention, which do not grow with the text, are not in it.
+
     Args:
         config: of the model.
         batch_size: texts.
@@ -105,8 +109,7 @@ def plan_cache(
         keys 4, values 2, rotated     1.1 GiB   3.78x  4.23
         2-bit                       833.0 MiB   4.92x  3.25
     """
-    if not hasattr(config, "get_text_config"):
-        raise TypeError(f"config must be a model's configuration (model.config), got {type(config).__name__}")
+    check_config(config)
     for name, value in (("batch_size", batch_size), ("length", length)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -116,6 +119,8 @@ def plan_cache(
         cache: Cache = DynamicCache(config=config) if arguments is None else KIVICache(config, **arguments)
         numbers = 0
         for layer in cache.layers:
+            if not isinstance(layer, (RowsLayer, DynamicLayer)):  # linear attention, or layers that share another's
+                continue
             shapes = [(batch_size, heads, length, width) for heads, width in _heads(text)]
             states = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
             layer.update(*states)
@@ -132,6 +137,8 @@ def plan_cache(
 def _heads(text: Any) -> list[tuple[int, int]]:
     """(heads, width) of keys and of values, as the model gives them to its cache."""
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
+        heads = 1  # Falcon
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if getattr(text, "kv_lora_rank", None):  # multi-head latent attention: the latent, and the part that is rotated
         return [(1, text.kv_lora_rank), (1, text.qk_rope_head_dim)]
@@ -145,10 +152,7 @@ def _kept(layer: Any, states: list[torch.Tensor]) -> list[torch.Tensor]:
 
 def _kinds(cache: Any) -> dict[str, int]:
     kinds: dict[str, int] = {}
-    layers = cache.bytes_by_layer() if isinstance(cache, KIVICache) else [
-        {"plain": sum(t.numel() * t.element_size() for t in (layer.keys, layer.values))} for layer in cache.layers
-    ]  # fmt: skip
-    for layer in layers:
+    for layer in cache.bytes_by_layer() if isinstance(cache, KIVICache) else map(layer_bytes, cache.layers):
         for kind, count in layer.items():
             kinds[kind] = kinds.get(kind, 0) + count
     return kinds

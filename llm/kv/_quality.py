@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graphlossy.llm.kv._lossy_cache import LossyCache
+from graphlossy.llm.kv._lossy_cache import LossyCache, layer_bytes
 from graphlossy.llm.kv._states import ATTENTION
 from graphlossy.llm.kv.schemes import CacheScheme
 
@@ -119,6 +119,6 @@ def cache_bytes(cache: Any) -> tuple[int, int, int]:
         full = sum(layer.get(kind, 0) for layer in kinds for kind in ("window", "sinks", "plain"))
         plain, held = cache.plain_bytes, cache.nbytes
     else:
-        held = full = plain = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+        held = full = plain = sum(layer_bytes(layer)["plain"] for layer in cache.layers)
     width = next(layer.keys.element_size() for layer in cache.layers if getattr(layer, "keys", None) is not None)
     return held, held - full + full * 2 // width, plain * 2 // width

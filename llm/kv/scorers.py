@@ -26,14 +26,12 @@ class View:
         before: float32 [B, H, K] scores of the last pass, zero for new tokens.
         sums: ``sums(n)`` is [B, H, K], the attention that the last n queries of the pass (None: all) pay to each token,
             summed over these queries and over the heads that share keys. Queries that are pads count for nothing.
-        heads: query heads that share a head of keys.
     """
 
     states: Callable[[], tuple[Tensor, Tensor]]
     positions: Tensor
     before: Tensor
     sums: Callable[[int | None], Tensor]
-    heads: int
 
 
 class Scorer:

@@ -173,6 +173,16 @@ def test_wrong_tensors() -> None:
         packed_attention(query, tokens._replace(sinks=(tokens.sinks[0][:1], tokens.sinks[1])))
     with pytest.raises(TypeError, match="values must be uint8"):
         packed_attention(query, tokens._replace(values=[t.float() for t in tokens.values]))
+    with pytest.raises(TypeError, match="sinks and window must be keys and values"):
+        packed_attention(query, tokens._replace(window=[t.long() for t in tokens.window]))
+    with pytest.raises(TypeError, match="sinks and window must be keys and values"):
+        packed_attention(query, tokens._replace(sinks=tokens.sinks[:1]))
+    with pytest.raises(ValueError, match="query must be"):
+        packed_attention(query, tokens._replace(keys=()))
+    nothing = [t[:, :, :, :0] for t in tokens.values]
+    with pytest.raises(ValueError, match="at least one token"):
+        packed_attention(query, tokens._replace(values=nothing))
+    assert not packed_attention(query[:, :, :0], tokens, sums=True)[2].any()
     with pytest.raises(TypeError, match="mask must be bool"):
         packed_attention(query, tokens, torch.zeros(2, 1, 200))
     with pytest.raises(ValueError, match="positions that divide 3"):

@@ -218,6 +218,13 @@ def test_what_is_refused() -> None:
         EvictionCache(model.config, scorers.H2O, heavy=1, recent=1)
     with pytest.raises(TypeError, match="model's configuration"):
         H2OCache(model)
+    mask = torch.ones(2, 20, dtype=torch.long)
+    mask[1, 15:] = 0
+    with pytest.raises(ValueError, match="takes pads on the left alone"):
+        model(prompt(2, 20), attention_mask=mask, past_key_values=H2OCache(model.config, 4, 4))
+    shared = transformers.Gemma3nTextConfig(num_hidden_layers=4, num_kv_shared_layers=2)
+    with pytest.raises(ValueError, match="layers of this model share keys and values"):
+        H2OCache(shared, 4, 4)
     with pytest.raises(ValueError, match="kernel_size odd, got 8 and 4"):
         scorers.SnapKV(8, 4)
     latent = model_of("deepseek_v3")

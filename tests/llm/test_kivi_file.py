@@ -55,6 +55,8 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     model, _, _, cache = started("llama")
     path = tmp_path / "cache"
     cache.save(path)
+    with pytest.raises(TypeError, match="config must be a model's configuration"):
+        KIVICache.load(path, None)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         KIVICache.load(tmp_path / "none", model.config)
     deeper = transformers.LlamaConfig(num_hidden_layers=3)
@@ -105,6 +107,19 @@ def test_a_plan_tells_the_bytes_of_the_real_cache(family: str, length: int) -> N
         elif family not in ("gemma2", "gemma3"):
             assert plan[name].nbytes == sum(4 * (x.keys.numel() + x.values.numel()) for x in cache.layers)
     assert plan["plain"].bits_per_number == 32
+
+
+@pytest.mark.parametrize(
+    ("config", "numbers"),
+    [
+        (transformers.FalconConfig(num_hidden_layers=1, hidden_size=64, num_attention_heads=4), 2 * 16 * 100),
+        (transformers.GPTBigCodeConfig(n_layer=1, n_embd=64, n_head=4), 2 * 16 * 100),
+        (transformers.Qwen3NextConfig(num_hidden_layers=4, num_key_value_heads=2, head_dim=16), 2 * 2 * 16 * 100),
+    ],
+    ids=["falcon", "big code", "linear attention"],
+)
+def test_plans_of_other_families(config: Any, numbers: int) -> None:
+    assert plan_cache(config, 1, 100, torch.float16, {})["plain"].nbytes == 2 * numbers
 
 
 def test_what_a_plan_refuses() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
-from kv_models import FAMILIES, generate, model_of, prompt, small  # noqa: E402
+from kv_models import FAMILIES, WORDS, generate, model_of, prompt, small  # noqa: E402
 from kv_passes import GROUP, HEADS, WIDTH, call, drawn  # noqa: E402
 
 from graphlossy.llm import H2OCache, KIVICache  # noqa: E402
@@ -54,7 +54,8 @@ class Straight:
         if not surplus:
             return
         first, last = self.split.sinks, self.split.sinks + chunks * CHUNK
-        packed, fixed = self.held[first:last], set(self.held[-self.limits[1] :])
+        newest = max(self.held)
+        packed, fixed = self.held[first:last], {token for token in self.held if token > newest - self.limits[1]}
         order = sorted(packed, key=lambda token: float("inf") if token in fixed else self.scores[token])
         gone = set(order[: surplus * CHUNK])
         places, movers = packed[: -surplus * CHUNK], [t for t in packed[-surplus * CHUNK :] if t not in gone]
@@ -107,7 +108,7 @@ def test_what_is_kept_is_what_a_direct_computation_keeps(
             places = [token + pads for token in one.held]
             assert float((keys[row, h, -kept:] - k[row, h, places]).abs().max()) < 0.05
             assert float((values[row, h, -kept:] - v[row, h, places]).abs().max()) < 0.05
-    assert max(made.counts) < max(sum(limits) for limits in made._limits) + CHUNK or total < 100
+    assert max(made.counts) < max(sum(limits) for limits in made.limits) + CHUNK or total < 100
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "deepseek_v3"])
@@ -169,7 +170,66 @@ def test_what_is_refused() -> None:
     deeper = transformers.LlamaConfig(num_hidden_layers=3)
     with pytest.raises(ValueError, match="it has 3 layers, this one 2"):
         H2OCache(config, storage=KIVICache(deeper))
-    used = small(config)
-    generate(model_of("llama"), used, prompt(1, 20), 2)
-    with pytest.raises(ValueError, match="storage holds tokens"):
-        H2OCache(config, storage=used)
+    with pytest.raises(ValueError, match="storage leaves layer 0 as it is"):
+        H2OCache(config, storage=small(config, per_layer={0: None}))
+
+
+def test_a_storage_is_a_recipe() -> None:
+    model, ids = model_of("llama"), prompt(1, 40)
+    model.set_attn_implementation("graphlossy")
+    recipe = small(model.config, 4, residual_length=8)
+    first, second = (generate(model, H2OCache(model.config, 16, 8, recipe), ids) for _ in "ab")
+    assert torch.equal(first.sequences, second.sequences)
+    assert recipe.get_seq_length() == 0 and recipe.packed_layers[0].split.rollback == 16
+
+
+@pytest.mark.parametrize(("amounts", "storage"), [((16, 8), False), ((0.5, 0.2), False), ((16, 8), True)])
+def test_a_row_that_begins_after_the_first_piece(amounts: tuple[float, float], storage: bool) -> None:
+    model, draw = model_of("llama"), torch.Generator().manual_seed(1)
+    model.set_attn_implementation("graphlossy")
+    ids = torch.stack([torch.randperm(WORDS - 3, generator=draw)[:80] + 3 for _ in range(3)])
+    mask = torch.ones_like(ids)
+    ids[1, :25], mask[1, :25] = 0, 0
+    mask[2] = 0  # no token at all
+
+    def cache() -> Any:
+        return H2OCache(model.config, *amounts, small(model.config, residual_length=8) if storage else None)
+
+    def read(ids: Tensor, mask: Tensor, ends: list[int]) -> tuple[Any, Tensor]:
+        held, found, start = cache(), [], 0
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        for end in [*ends, *range(ends[-1] + 1, ids.shape[1] + 1)]:
+            with torch.no_grad():
+                out = model(ids[:, start:end], attention_mask=mask[:, :end], position_ids=places[:, start:end],
+                            past_key_values=held)  # fmt: skip
+            found, start = [*found, out.logits[:, -1]], end
+        return held, torch.stack(found[len(ends) :], 1)
+
+    together, logits = read(ids, mask, [20, 40])
+    for row, first, ends in ((0, 0, [20, 40]), (1, 25, [15])):
+        alone, expected = read(ids[row : row + 1, first:], mask[row : row + 1, first:], ends)
+        assert torch.allclose(logits[row : row + 1], expected, atol=1e-3)
+        kept = alone.own_layers[0].counts[0]
+        assert together.own_layers[0].counts[row] == kept
+        places = together.own_layers[0].positions[row, :, -kept:]
+        assert torch.equal(places, alone.own_layers[0].positions[0, :, -kept:])
+    assert together.own_layers[0].counts[2] == 0 and together.own_layers[0].slots < 60
+
+
+def test_a_prompt_read_under_inference_mode() -> None:
+    model, ids = model_of("llama"), prompt(2, 70)
+    model.set_attn_implementation("graphlossy")
+    cache = H2OCache(model.config, 16, 4, small(model.config, residual_length=4))
+    with torch.inference_mode():
+        model(ids[:, :40], past_key_values=cache)
+    with torch.no_grad():
+        for at in range(40, 70):
+            model(ids[:, at : at + 1], past_key_values=cache)
+    assert all(20 <= n < 28 for n in cache.own_layers[0].counts)
+
+
+def test_recent_tokens_stay_where_few_others_may() -> None:
+    made, (q, k, v) = layer(Budget(0, 16), Split(6, 0, CHUNK, 0)), drawn(1, 60)
+    for start, end in [(0, 20), *((n, n + 1) for n in range(20, 60))]:
+        made.update(k[:, :, start:end], v[:, :, start:end])[0].attend(q[:, :, start:end], None, call())
+        assert set(range(max(0, end - 16), end)) <= set(made.positions[0, 0, -made.counts[0] :].tolist())
