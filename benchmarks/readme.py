@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ EXAMPLES = """\
   python -m benchmarks.readme              writes them
   python -m benchmarks.readme --check      exit code 1 if they show others than the result files hold"""
 
-NEEDED = ("memory", "bits_per_element", "accuracy", "llm_memory")
+NEEDED = ("memory", "bits_per_element", "accuracy", "llm_memory", "llm_loss")
 README = Path(__file__).parents[1] / "README.md"
 PLAN = README.parent / "docs" / "plan.md"
 BEGIN, END = "<!-- figures: python -m benchmarks.readme -->", "<!-- /figures -->"
@@ -61,7 +62,7 @@ def render(memory: dict[str, Any], bits: dict[str, Any], accuracy: dict[str, Any
     ])  # fmt: skip
 
 
-def render_llm(memory: dict[str, Any]) -> str:
+def render_llm(memory: dict[str, Any], loss: dict[str, Any]) -> str:
     """The text between the comments of the language models."""
     size, rows = memory["settings"], memory["summary"]
     body = []
@@ -75,11 +76,21 @@ def render_llm(memory: dict[str, Any]) -> str:
         ])  # fmt: skip
     head = ["a step of fine-tuning, each against the same without", "saved for backward", "peak of a step", "time"]
     where = f"{memory['machine']['cpu']}, {size['threads']} threads"
-    return (
-        f"SmolLM2-135M, {size['batch']} x {size['length']} tokens, float32, {where}; the peak is that beyond weights, "
-        f"gradients and optimizer state:\n\n{markdown(head, body)}\n\nGradient checkpointing, bfloat16, VeLoRA, "
-        "WTA-CRS and others in the same table: [docs/studies.md](docs/studies.md)."
+    plain, low, steps = loss["summary"]["plain"], loss["summary"]["4-bit"], loss["settings"]["steps"]
+    held = ", ".join(
+        f"{row['valid']['mean']:.3f} ± {row['valid']['std']:.3f} {title}"
+        for row, title in ((plain, "plain"), (low, "in 4 bits"))
     )
+    first = (
+        f"SmolLM2-135M, {size['batch']} x {size['length']} tokens, float32, {where}; the peak is that beyond weights, "
+        "gradients and optimizer state:"
+    )
+    last = (
+        f"Held-out loss after {steps} steps, {len(plain['valid']['raw'])} seeds: {held}, {plain['first']:.3f} before. "
+        "Gradient checkpointing, bfloat16, VeLoRA, WTA-CRS and others in the same tables: "
+        "[docs/studies.md](docs/studies.md)."
+    )
+    return f"{first}\n\n{markdown(head, body)}\n\n{textwrap.fill(last, 120, break_on_hyphens=False)}"
 
 
 def _less(plain: float, ours: float) -> str:
@@ -140,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         made.error(f"no results of {', '.join(missing)}; run `python -m benchmarks` first")
     data = [json.loads(_file(name).read_text()) for name in NEEDED]
     old = README.read_text()
-    new = replace(replace(old, render(*data[:3])), render_llm(data[3]), LLM_BEGIN, LLM_END)
+    new = replace(replace(old, render(*data[:3])), render_llm(*data[3:]), LLM_BEGIN, LLM_END)
     plan = PLAN.read_text()
     if args.check:
         return 0 if new == old and plan_table.is_current(plan, data[0]) else 1

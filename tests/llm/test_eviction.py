@@ -200,7 +200,7 @@ def test_beams_and_batches() -> None:
 
 def test_what_is_refused() -> None:
     model, ids = model_of("llama"), prompt(1, 10)
-    with pytest.raises(ValueError, match=r"model.set_attn_implementation\('graphlossy'\) first \(it is 'sdpa'\)"):
+    with pytest.raises(ValueError, match=r"model.set_attn_implementation\('graphlossy'\) first \(it is 'sdpa';"):
         model(ids, past_key_values=H2OCache(model.config, 4, 4))
     model.set_attn_implementation("graphlossy")
     cache = H2OCache(model.config, 4, 4)
