@@ -334,7 +334,7 @@ def test_limits_and_what_counts_as_no_memory() -> None:
 
 def test_the_meter_sees_what_was_held_and_given_back() -> None:
     meter = Meter()
-    block = torch.ones(8_000_000)  # 32 MB
+    block = torch.ones(20_000_000)  # 80 MB: beyond 32 MiB the C library never serves freed memory of its own again
     del block
     peak = meter.read()
-    assert peak is None or 30_000_000 < peak < 60_000_000
+    assert peak is None or 78_000_000 < peak < 108_000_000

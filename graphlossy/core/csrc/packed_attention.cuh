@@ -95,7 +95,8 @@ struct FullSource {
 
 template <bool MAX>
 LOSSY_FN float over_threads(float v) {
-  __shared__ float warps[kThreads >> kLogWarp];
+  constexpr int kWarps = kThreads / 32;
+  __shared__ float warps[kWarps];
   for (int step = 16; step > 0; step /= 2) {
     const float other = __shfl_xor_sync(kAllLanes, v, step);
     v = MAX ? fmaxf(v, other) : v + other;
@@ -104,7 +105,7 @@ LOSSY_FN float over_threads(float v) {
   if (threadIdx.x % 32 == 0) warps[threadIdx.x >> kLogWarp] = v;
   __syncthreads();
   v = warps[0];
-  for (int w = 1; w < kThreads >> kLogWarp; ++w) v = MAX ? fmaxf(v, warps[w]) : v + warps[w];
+  for (int w = 1; w < kWarps; ++w) v = MAX ? fmaxf(v, warps[w]) : v + warps[w];
   return v;
 }
 
