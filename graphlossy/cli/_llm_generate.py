@@ -18,6 +18,7 @@ from graphlossy.core._memory import is_out_of_memory
 from graphlossy.core.budget import format_bytes
 from graphlossy.datasets import DatasetError
 from graphlossy.llm.finetune import FinetuneError, load_model, load_tokenizer, position_limit
+from graphlossy.llm.finetune._errors import need
 from graphlossy.train._device import resolve_device
 
 __all__ = ["generate_command", "plan_command"]
@@ -79,6 +80,7 @@ def generate_command(**options: Any) -> None:
 
 
 def _generate(options: dict[str, Any]) -> dict[str, Any]:
+    need("transformers")
     from graphlossy.llm.kv._quality import cache_bytes, with_attention
     from graphlossy.llm.kv.schemes import parse_cache
 
@@ -190,14 +192,13 @@ def plan_command(model: str | None, root: Path | None, batch_size: int, length: 
     """
     from dataclasses import asdict
 
-    from transformers import AutoConfig
-
-    from graphlossy.llm.kv import plan_cache
-
     with user_errors(FinetuneError, DatasetError, ValueError):
+        config_of = need("transformers").AutoConfig
+        from graphlossy.llm.kv import plan_cache
+
         place = model_place(model, root)
         try:
-            config = AutoConfig.from_pretrained(place)
+            config = config_of.from_pretrained(place)
         except OSError:
             raise FinetuneError(f"no configuration of a model at {place}") from None
         plan = plan_cache(config, batch_size, length, DTYPES[dtype])

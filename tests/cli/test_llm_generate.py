@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,10 @@ def test_help_shows_examples() -> None:
     for name in ("generate", "plan-kv"):
         found = run(name, "--help")
         assert found.exit_code == 0 and "graphlossy llm " + name in found.output
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for arguments in (["generate", "--model", "any", "the cat"], ["plan-kv", "--model", "any"]):
+        found = run(*arguments)
+        assert found.exit_code == 2 and "pip install 'graphlossy[llm]'" in found.output
