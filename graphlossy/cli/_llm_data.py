@@ -1,14 +1,16 @@
-"""Joins documents of text with a model's tokenizer: the token sequences that ``graphlossy llm finetune`` trains on."""
+"""Joins documents of text with a model's tokenizer: the tokens that ``graphlossy llm`` trains on and measures with."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from graphlossy.datasets import DatasetError, find_model, models, text
 from graphlossy.llm.finetune import FinetuneError, TokenDataset, load_tokenizer, position_limit
 
-__all__ = ["Tokens", "absolute", "model_place", "read_tokens"]
+__all__ = ["Tokens", "absolute", "model_place", "read_blocks", "read_tokens"]
 
 
 class Tokens(NamedTuple):
@@ -85,6 +87,24 @@ def read_tokens(place: str, about: dict[str, Any], task: str) -> Tokens:
     return Tokens(sets[0], sets[1], tokenizer, classes)
 
 
+def read_blocks(tokenizer: Any, data: str, text_field: str, length: int) -> Tensor:
+    """Reads documents and packs their tokens: int64 [blocks, length].
+
+    Raises:
+        FinetuneError, DatasetError: no such file, or not enough text.
+    """
+    try:
+        return text.blocks(text.documents(data, text_field=text_field), tokenizer, length, end=_end(tokenizer))
+    except (DatasetError, FinetuneError):
+        raise
+    except (ValueError, TypeError) as error:
+        raise FinetuneError(str(error)) from error
+
+
+def _end(tokenizer: Any) -> int | None:
+    return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+
+
 def _sequences(
     documents: list[text.Document], tokenizer: Any, about: dict[str, Any], classes: list[Any] | None
 ) -> TokenDataset:
@@ -92,9 +112,7 @@ def _sequences(
     if classes is not None:
         found = text.examples(documents, tokenizer, length, classes)
     else:
-        end = tokenizer.eos_token_id
-        if end is None:
-            end = tokenizer.sep_token_id
+        end = _end(tokenizer)
         if about["packing"]:
             return TokenDataset(text.blocks(documents, tokenizer, length, end=end))
         found = text.rows(documents, tokenizer, length, end=end)

@@ -21,19 +21,19 @@ from graphlossy.llm.finetune import FinetuneError, load_model, load_tokenizer, p
 from graphlossy.llm.finetune._errors import need
 from graphlossy.train._device import resolve_device
 
-__all__ = ["generate_command", "plan_command"]
+__all__ = ["DTYPE", "DTYPES", "MODEL", "generate_command", "plan_command"]
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_MODEL = click.option(
+MODEL = click.option(
     "--model", metavar="FOLDER|NAME", help="A folder that save_pretrained wrote, a name of `graphlossy datasets` such "
     "as smollm2, or a name on the Hugging Face hub.",
 )  # fmt: skip
-_DTYPE = click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
+DTYPE = click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
 
 
 @click.command(name="generate", short_help="Write text with a cache in few bits.")
 @click.argument("prompt", required=False)
-@_MODEL
+@MODEL
 @with_root
 @click.option("--prompt-file", callback=path_of, metavar="FILE", help="Text of the prompt; - is standard input.")
 @click.option("--cache", default="4bit", show_default=True, metavar="NAME", help="See below.")
@@ -43,7 +43,7 @@ _DTYPE = click.option("--dtype", type=click.Choice(list(DTYPES)), default="float
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--chat/--no-chat", default=None, help="Put the prompt into the model's chat template.  [default: if it "
               "has one]")  # fmt: skip
-@_DTYPE
+@DTYPE
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where to write.")
 @click.option("--threads", type=click.IntRange(1), help="Of the CPU.")
 @with_json
@@ -56,7 +56,7 @@ def generate_command(**options: Any) -> None:
       8bit 4bit 2bit   in few bits; k4v2 gives keys and values their own; after a minus: r rotates values, wN the
                        recent tokens that stay, sN the first ones, gN the numbers that share a scale: k4v2-r-w32
       h2o:0.2:0.1      shares of the prompt that are kept for their attention and for being recent; also tova, snapkv,
-                       knorm, streaming
+                       expected, knorm, streaming; h2o-p drops tokens of the prompt alone
       h2o:0.2:0.1+4bit both
 
     \b
@@ -174,11 +174,11 @@ class _Watch:
 
 
 @click.command(name="plan-kv", short_help="Bytes of keys and values, before anything runs.")
-@_MODEL
+@MODEL
 @with_root
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Texts.")
 @click.option("--length", type=click.IntRange(1), default=8192, show_default=True, help="Tokens of each.")
-@_DTYPE
+@DTYPE
 @with_json
 def plan_command(model: str | None, root: Path | None, batch_size: int, length: int, dtype: str, as_json: bool) -> None:
     """Tell how many bytes the keys and values of a model take, in full precision and in few bits.

@@ -14,7 +14,7 @@ from graphlossy.llm.finetune import FinetuneError, RunFolder
 from graphlossy.train._html import legend, show, table
 from graphlossy.train._svg import Bar, Line, bar_chart, line_chart
 
-__all__ = ["FinishedRun", "figures", "read_run", "render_report", "write_report"]
+__all__ = ["FinishedRun", "figures", "page", "read_run", "render_report", "write_report"]
 
 
 class FinishedRun(NamedTuple):
@@ -81,6 +81,11 @@ def render_report(runs: Sequence[FinishedRun]) -> str:
         "<h2>Settings and versions</h2>",
         *(_settings(run) for run in runs),
     ]
+    return page(title, sections)
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A page that loads nothing from elsewhere, in the style of the training report."""
     style = files("graphlossy.train").joinpath("templates/report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

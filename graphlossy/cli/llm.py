@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from graphlossy.cli._errors import user_errors
+from graphlossy.cli._llm_bench import bench_command
 from graphlossy.cli._llm_data import absolute, model_place, read_tokens
 from graphlossy.cli._llm_generate import generate_command, plan_command
 from graphlossy.cli._llm_options import DATA, SETTINGS, method_lines, with_options
@@ -47,6 +48,7 @@ def command(ctx: click.Context) -> None:
       graphlossy llm report runs/plain runs/4bit --out compared.html
       graphlossy llm generate --model smollm2 --prompt-file notes.txt --cache 4bit
       graphlossy llm plan-kv --model smollm2 --batch-size 8 --length 8192
+      graphlossy llm bench-kv --model smollm2 --caches 4bit,k4v2-r,h2o:0.25:0.25+4bit
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -135,6 +137,7 @@ def report_command(folders: list[Path], out: Path | None, as_json: bool) -> None
 
 command.add_command(generate_command)
 command.add_command(plan_command)
+command.add_command(bench_command)
 
 
 def _prepare(ctx: click.Context, options: dict[str, Any]) -> Finetuning:

@@ -36,6 +36,9 @@ def log_log(
     y_base: int = 10,
     width: int = 760,
     height: int = 400,
+    x_text: Callable[[float], str] = "{:,.0f}".format,
+    x_base: int = 10,
+    labelled: bool = False,
 ) -> str:
     """An ``<svg>`` element: both axes logarithmic, points joined from left to right.
 
@@ -43,8 +46,10 @@ def log_log(
         curves: what to draw; points that are not positive are left out.
         x_label, y_label: of the axes.
         y_text: how a tick of the y axis, a power of ``y_base``, is written.
-        y_base: of the ticks of the y axis; those of the x axis are powers of ten.
+        y_base: of the ticks of the y axis.
         width, height: of the picture's own units; it is scaled to the page.
+        x_text, x_base: the same of the x axis.
+        labelled: write the name of a curve beside its last point.
 
     Example:
         >>> picture = log_log([Curve("LOF", [(1000, 0.5), (10000, 50.0)])], "nodes", "seconds")
@@ -54,7 +59,7 @@ def log_log(
     points = [p for curve in curves for p in curve.points if p[0] > 0 and p[1] > 0]
     if not points:
         return '<p class="note">nothing to draw</p>'
-    x_ticks, y_ticks = _powers([x for x, _ in points], 10), _powers([y for _, y in points], y_base)
+    x_ticks, y_ticks = _powers([x for x, _ in points], x_base), _powers([y for _, y in points], y_base)
     across = _scale(x_ticks, LEFT, width - RIGHT)
     down = _scale(y_ticks, height - BOTTOM, TOP)
     parts = [_open(width, height, f"{y_label} by {x_label}")]
@@ -64,7 +69,7 @@ def log_log(
     for x in x_ticks:
         at = f"{across(x):.1f}"
         parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{height - BOTTOM}"/>')
-        parts.append(f'<text x="{at}" y="{height - BOTTOM + 16}" text-anchor="middle">{x:,.0f}</text>')
+        parts.append(f'<text x="{at}" y="{height - BOTTOM + 16}" text-anchor="middle">{x_text(x)}</text>')
     middle = TOP + (height - TOP - BOTTOM) / 2
     parts.append(
         f'<text x="{(LEFT + width - RIGHT) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
@@ -79,10 +84,33 @@ def log_log(
             title = f"<title>{escape(curve.label)}</title>"
             parts.append(f'<polyline fill="none" {stroke}{dashed} points="{path}">{title}</polyline>')
         for x, y in placed:
-            title = f"<title>{escape(f'{curve.label}: {x:,.0f}, {y_text(y)}')}</title>"
+            title = f"<title>{escape(f'{curve.label}: {x_text(x)}, {y_text(y)}')}</title>"
             place = f'cx="{across(x):.1f}" cy="{down(y):.1f}"'
             parts.append(f'<circle {place} r="3.5" fill="{_colour(curve.colour)}">{title}</circle>')
+    if labelled:
+        ends = [(curve.label, [p for p in curve.points if p[0] > 0 and p[1] > 0]) for curve in curves]
+        last = [(label, *max(placed)) for label, placed in ends if placed]
+        parts += _names([(label, across(x), down(y)) for label, x, y in last], width)
     return "".join([*parts, "</svg>"])
+
+
+def _names(marks: Sequence[tuple[str, float, float]], width: int) -> list[str]:
+    """Text on the right or left of each point, some lines higher or lower where another is in the way."""
+    taken = [(x - 4, x + 4, y - 4, y + 4) for _, x, y in marks]
+    parts = []
+    for label, x, y in marks:
+        room = 6.8 * len(label)
+        places = [(side, y + 4 + 13 * lines) for lines in (0, -1, 1, -2, 2, -3, 3) for side in (x + 8, x - 8 - room)]
+        boxes = [(left, left + room, bottom - 10, bottom + 2) for left, bottom in places]
+        free = [
+            place
+            for place, (a, b, c, d) in zip(places, boxes, strict=True)
+            if a > LEFT and b < width and not any(a < f and e < b and c < h and g < d for e, f, g, h in taken)
+        ]
+        left, bottom = (free or places)[0]
+        taken.append((left, left + room, bottom - 10, bottom + 2))
+        parts.append(f'<text x="{left:.1f}" y="{bottom:.1f}">{escape(label)}</text>')
+    return parts
 
 
 def legend(curves: Sequence[Curve]) -> str:

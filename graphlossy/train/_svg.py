@@ -92,7 +92,9 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, width: int = 6
     return "".join([*parts, "</svg>"])
 
 
-def bar_chart(bars: Sequence[Bar], width: int = 860, label_width: int = 230, thickness: int = 13) -> str:
+def bar_chart(
+    bars: Sequence[Bar], width: int = 860, label_width: int = 230, thickness: int = 13, name: str = "bytes by layer"
+) -> str:
     """An ``<svg>`` element with horizontal bars, the series of a row below each other and their text at the end.
 
     Example:
@@ -120,7 +122,7 @@ def bar_chart(bars: Sequence[Bar], width: int = 860, label_width: int = 230, thi
         middle = (start + down) / 2 + 3
         parts.append(f'<text x="{label_width - 8}" y="{middle:.1f}" text-anchor="end">{escape(bar.label)}</text>')
         down += 7
-    return "".join([_open(width, down, "bytes by layer"), *parts, "</svg>"])
+    return "".join([_open(width, down, name), *parts, "</svg>"])
 
 
 def nice_ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[float]:
