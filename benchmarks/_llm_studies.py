@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks._llm import VARIANTS
 from benchmarks.table import markdown
 
-__all__ = ["caches", "gradients", "loss", "memory"]
+__all__ = ["caches", "gradients", "greedy", "loss", "memory", "speed"]
 
 _LARGEST = 14  # operations that are shown
 
@@ -101,3 +101,60 @@ def caches(data: dict[str, Any]) -> Iterator[str]:
     yield f"{size['model']}, {texts}:\n\n" + markdown(
         ["", "KL to the full cache", "top-1 agreement", "perplexity", "change", "x fewer bytes than 16 bits"], body
     )
+
+
+def greedy(data: dict[str, Any]) -> Iterator[str]:
+    """How many texts are those of the plain cache, and where and how nearly the others part from them."""
+    body = [
+        [
+            *name.split(", "),
+            f"{row['identical']} of {row['prompts']}",
+            f"{row['packed']}",
+            f"{row['agree']['mean']:.1f}",
+        ]
+        for name, row in data["summary"].items()
+    ]
+    yield f"{data['settings']['model']}, texts of {data['settings']['new']} tokens:\n\n" + markdown(
+        ["", "case", "identical", "prompts with packed tokens", "tokens up to the first divergence"], body
+    )
+    parted = [
+        [
+            f"{key} ({one['prompt']} tokens)", f"{one['agree']}", *(f"`{word!r}`" for word in one["words"]),
+            f"{one['gap']:.4f}", "" if one["own_gap"] is None else f"{one['own_gap']:.4f}",
+        ]
+        for key, one in data["runs"].items() if one["words"]
+    ]  # fmt: skip
+    if parted:
+        head = ["divergence", "before token", "plain", "packed", "plain's gap between the two", "gap of the packed"]
+        yield markdown(head, [[cell.replace("|", "\\|") for cell in row] for row in parted])
+
+
+def speed(data: dict[str, Any]) -> Iterator[str]:
+    """Milliseconds of a written token by length of the prompt, and the peak of a batch, for every cache."""
+    summary, size = data["summary"], data["settings"]
+    lengths = list(summary["decode"])
+    body = [
+        [f"`{name}`", *(_time(summary["decode"][length].get(name)) for length in lengths)]
+        for name in dict.fromkeys(name for rows in summary["decode"].values() for name in rows)
+    ]
+    yield (
+        f"{size['model']}, float32, {size['threads']} threads; milliseconds a token behind so many, and their ratio to "
+        "the plain cache's in the same round:\n\n" + markdown(["", *(f"{int(n):,} tokens" for n in lengths)], body)
+    )
+    rows = []
+    for name, row in summary["memory"].items():
+        sizes = [row.get(kind) for kind in ("cache_bytes", "beyond_bytes", "peak_bytes")]
+        less = row.get("less", {})
+        rows.append([
+            f"`{name}`", *(row["status"] if held is None else f"{held / 1e6:,.0f} MB" for held in sizes),
+            *(f"{less[kind]:.2f}" if less else "" for kind in ("cache_bytes", "beyond_bytes")),
+        ])  # fmt: skip
+    if rows:
+        head = ["", "cache", "peak above the model", "peak", "x less cache", "x less above the model"]
+        yield f"{size['memory_batch']} x {size['memory_length']:,} tokens read at once:\n\n" + markdown(head, rows)
+
+
+def _time(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return f"{row['milliseconds']['mean']:.1f} ({row['ratio']['mean']:.2f} ± {row['ratio']['std']:.2f})"

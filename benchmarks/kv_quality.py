@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import _report
+from benchmarks._kv_peers import PEERS, installed
 from benchmarks._llm import load
 
 __all__ = ["bars", "main", "summarize"]
 
 EXAMPLES = """\
-  python -m benchmarks.kv_quality --model DIR                 SmolLM2-135M, 16 texts of 1028 + 512 tokens; an hour
+  python -m benchmarks.kv_quality --model DIR                 SmolLM2-135M, 32 texts of 1284 + 256 tokens; 3 hours
   python -m benchmarks.kv_quality --model DIR --schemes 4bit-w32,h2o:0.1:0.1 --texts 4 --out F
   python -m benchmarks.kv_quality --tiny --out /tmp/kv_quality.json
 
@@ -25,12 +26,15 @@ Python's own documentation (the test documents of its split by document), evenly
 words after it eight at a time, and each is scored from a cache that holds all before its pass; the full cache reads the
 same. KL, agreement and perplexity are over the same words for every cache, differences from the full one paired by
 text. Bytes are counted at 2 bytes a number for what is in full precision, as in a 16-bit model, at the end of a text
-(mean over texts), beside 2 bytes for every key and value. A stopped run goes on with the texts that are missing."""
+(mean over texts), beside 2 bytes for every key and value. A -p in the name of a cache that drops tokens: of the prompt
+alone. Rows of transformers need optimum-quanto or hqq; one that is not installed is left out, and said so. A stopped
+run goes on with the texts that are missing."""
 
 SCHEMES = (
-    "8bit", "4bit", "4bit-w32", "4bit-w32-s0", "4bit-w32-g64", "k4v2-w32", "k4v2-r-w32", "2bit", "2bit-w32",
-    "2bit-r-w32", "h2o:0.25:0.25", "h2o:0.1:0.1", "h2o:0.25:0.25+4bit-w32", "h2o:0.25:0.25+k4v2-r-w32", "tova:0.1:0.1",
-    "snapkv:0.1:0.1", "knorm:0.1:0.1", "streaming:4:200",
+    "8bit", "4bit", "4bit-w32", "4bit-w32-s0", "k4v2-w32", "k4v2-r-w32", "2bit", "2bit-w32", "2bit-r-w32",
+    "h2o-p:0.25:0.25", "h2o-p:0.25:0.25+4bit-w32", "h2o-p:0.1:0.1", "streaming-p:4:0.197", "streaming-p:0:0.2",
+    "tova-p:0.1:0.1", "snapkv:0.1:0.1", "expected:0.1:0.1", "knorm-p:0.1:0.1", "h2o:0.1:0.1", "h2o:0.25:0.25+4bit-w32",
+    "streaming:4:0.197", *PEERS,
 )  # fmt: skip
 
 
@@ -80,7 +84,7 @@ def bars(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             found = None if found is None else found[key]
         return found
 
-    streaming, h2o = of("streaming:4:200", "kl", "mean"), of("h2o:0.1:0.1", "kl", "mean")
+    streaming, h2o = of("streaming-p:4:0.197", "kl", "mean"), of("h2o-p:0.1:0.1", "kl", "mean")
     return [
         _report.bar("4 bits + sinks: KL", of("4bit-w32", "kl", "mean"), "at most", 0.004),
         _report.bar("4 bits + sinks: times fewer bytes", of("4bit-w32", "times_less", "mean"), "at least", 2.9),
@@ -88,9 +92,9 @@ def bars(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         _report.bar("keys 4, values 2: times fewer bytes", of("k4v2-r-w32", "times_less", "mean"), "at least", 3.5),
         _report.bar("2 bits + sinks: perplexity", of("2bit-w32", "perplexity_change"), "at most", 0.16),
         _report.bar("2 bits + sinks: times fewer bytes", of("2bit-w32", "times_less", "mean"), "at least", 4.4),
-        _report.bar("H2O 50 % + 4 bits: KL", of("h2o:0.25:0.25+4bit-w32", "kl", "mean"), "at most", 0.015),
+        _report.bar("H2O 50 % + 4 bits: KL", of("h2o-p:0.25:0.25+4bit-w32", "kl", "mean"), "at most", 0.015),
         _report.bar(
-            "H2O 50 % + 4 bits: times fewer bytes", of("h2o:0.25:0.25+4bit-w32", "times_less", "mean"), "at least", 5
+            "H2O 50 % + 4 bits: times fewer bytes", of("h2o-p:0.25:0.25+4bit-w32", "times_less", "mean"), "at least", 5
         ),
         _report.bar("H2O 20 %: KL", h2o, "at most", 0.04),
         _report.bar(
@@ -107,9 +111,9 @@ def main(argv: list[str] | None = None) -> None:
     made = _report.parser(__doc__ or "", EXAMPLES, "kv_quality.json")
     made.add_argument("--model", metavar="DIR", help="folder of the model (needed but for --tiny)")
     made.add_argument("--schemes", help="names of caches with commas between them (default: those of the table)")
-    made.add_argument("--texts", type=int, help="(default: 16; 2 if --tiny)")
-    made.add_argument("--prompt", type=int, help="tokens that are read at once (default: 1028; 300 if --tiny)")
-    made.add_argument("--scored", type=int, help="words after them (default: 512; 20 if --tiny)")
+    made.add_argument("--texts", type=int, help="(default: 32; 2 if --tiny)")
+    made.add_argument("--prompt", type=int, help="tokens that are read at once (default: 1284; 300 if --tiny)")
+    made.add_argument("--scored", type=int, help="words after them (default: 256; 20 if --tiny)")
     args = made.parse_args(argv)
     if args.model is None and not args.tiny:
         made.error("--model: give the folder of a model; `graphlossy datasets prepare smollm2` makes one")
@@ -117,18 +121,20 @@ def main(argv: list[str] | None = None) -> None:
     from graphlossy.llm.kv.schemes import parse_cache
 
     try:
-        schemes = [parse_cache(name) for name in (args.schemes.split(",") if args.schemes else SCHEMES)]
+        names = args.schemes.split(",") if args.schemes else SCHEMES
+        schemes: list[Any] = [PEERS.get(name) or parse_cache(name) for name in names]
     except ValueError as error:
         made.error(f"--schemes: {error}")
     count, prompt, scored = (
         given or (small if args.tiny else usual)
-        for given, small, usual in ((args.texts, 2, 16), (args.prompt, 300, 1028), (args.scored, 20, 512))
+        for given, small, usual in ((args.texts, 2, 32), (args.prompt, 300, 1284), (args.scored, 20, 256))
     )
     settings = {"model": None if args.model is None else Path(args.model).name, "prompt": prompt, "scored": scored,
                 "step": 8, "texts": count}  # fmt: skip
     data = _report.header("kv_quality", settings)
     data["runs"] = _report.earlier(args.out, data, args.fresh).get("runs", {})
     model: Any = load(args.model, 0).eval()
+    schemes = installed(schemes, model.config, data)
     ids = texts(args.model, count, prompt + scored + 1, model.config.vocab_size)
     for number, one in enumerate(ids):
         missing = [scheme for scheme in schemes if f"{scheme.name}, {number}" not in data["runs"]]
@@ -136,13 +142,13 @@ def main(argv: list[str] | None = None) -> None:
             continue
         for found in compare_caches(model, one[None], missing, prompt):
             data["runs"][f"{found.scheme}, {number}"] = asdict(found)
-            print(f"text {number + 1}/{count}  {found.scheme:26} KL {found.kl / found.tokens:.5f}", flush=True)
+            print(f"text {number + 1}/{count}  {found.scheme:30} KL {found.kl / found.tokens:.5f}", flush=True)
         data["summary"] = summarize(data["runs"])
         data["bars"] = [] if args.tiny else bars(data["summary"])
         _report.write_json(args.out, data)
     for name, row in data.get("summary", {}).items():
         print(
-            f"{name:26} ppl {row['perplexity']:8.3f}  KL {row['kl']['mean']:.5f} ± {row['kl']['std']:.5f}  top-1 "
+            f"{name:30} ppl {row['perplexity']:8.3f}  KL {row['kl']['mean']:.5f} ± {row['kl']['std']:.5f}  top-1 "
             f"{row['agreement']:.3f}  {row['times_less']['mean']:.2f}x"
         )
     _report.print_bars(data.get("bars", []))

@@ -25,7 +25,7 @@ NAMES = (
     "sparsify", "sparsify_speed", "sparsify_accuracy", "sampler", "papers_memory", "combined", "largest", "gradients",
     "recsys_methods", "recsys_speed", "recsys_memory",
     "outliers_table", "outliers_peers", "outliers_scaling", "outliers_compressed", "llm_gradients", "llm_memory",
-    "llm_loss", "llm_loss_long", "kv_quality",
+    "llm_loss", "llm_loss_long", "kv_quality", "kv_greedy", "kv_speed",
 )  # fmt: skip
 
 
@@ -223,6 +223,7 @@ _OTHERS = {
     "outliers_scaling": _outlier_studies.scaling, "outliers_compressed": _outlier_studies.compressed,
     "llm_gradients": _llm_studies.gradients, "llm_memory": _llm_studies.memory,
     "llm_loss": _llm_studies.loss, "llm_loss_long": _llm_studies.loss, "kv_quality": _llm_studies.caches,
+    "kv_greedy": _llm_studies.greedy, "kv_speed": _llm_studies.speed,
 }  # fmt: skip
 _TABLES = _OTHERS | {name: globals()[f"_{name}"] for name in NAMES if name not in _OTHERS}
 

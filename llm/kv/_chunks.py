@@ -10,7 +10,7 @@ from graphlossy.core.quantize import QuantizedTensor, quantize
 __all__ = ["Chunks", "writable"]
 
 _PARTS = ("codes", "scale", "offset")
-_GROWTH = 16  # chunks of room at least, or a sixteenth of what there is
+_GROWTH = 16  # chunks of room at most, else a thirty-second of what there is
 
 
 def writable(t: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Chunks:
     def _reserve(self, count: int) -> None:
         room = self._parts[0].shape[2]
         if count > room:
-            more = max(count - room, min(_GROWTH, max(1, count // 16)))
+            more = max(count - room, min(_GROWTH, max(1, count // 32)))
             self._parts = tuple(
                 torch.cat([part, part.new_zeros((*part.shape[:2], more, *part.shape[3:]))], 2) for part in self._parts
             )

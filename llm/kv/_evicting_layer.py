@@ -60,6 +60,7 @@ class EvictingLayer(RowsLayer):
     Args:
         scorer: says what a token is worth.
         budget: of every row.
+        prompt_only: whether tokens are dropped after the first pass alone.
 
     Attributes:
         padding: pads before the first real token of each row.
@@ -70,9 +71,9 @@ class EvictingLayer(RowsLayer):
 
     is_croppable = False
 
-    def __init__(self, scorer: Scorer, budget: Budget) -> None:
+    def __init__(self, scorer: Scorer, budget: Budget, prompt_only: bool = False) -> None:
         super().__init__()
-        self.scorer, self.budget = scorer, budget
+        self.scorer, self.budget, self.prompt_only = scorer, budget, prompt_only
         self.reset()
 
     def reset(self) -> None:
@@ -143,11 +144,11 @@ class EvictingLayer(RowsLayer):
 
     def attend(self, query: Tensor, call: Any) -> Tensor:
         """Attention [B, heads, Q, E] of the pass whose tokens were appended last; then drops what is too much."""
-        found, sums = self._attended(query, call)
-        drops = self._unseen == self.seen or not self.scorer.prompt_only
+        drops = self._unseen == self.seen or not self.prompt_only
+        found, sums = self._attended(query, call, drops and self.scorer.reads_sums)
         self._unseen = 0
         if drops:
-            view = View(self.states, self.positions, self.scores, sums)
+            view = View(self.states, self.positions, self.scores, sums, query, call.module)
             self.scores = self.scorer.scores(view).float().contiguous()
         self._settle(drops)
         return found
@@ -156,8 +157,8 @@ class EvictingLayer(RowsLayer):
         self.keys = torch.cat([self.keys, keys], -2)
         self.values = torch.cat([self.values, values], -2)
 
-    def _attended(self, query: Tensor, call: Any) -> tuple[Tensor, Callable[[int | None], Tensor]]:
-        """The result, and what gives sums of the attention (see :class:`View`)."""
+    def _attended(self, query: Tensor, call: Any, observed: bool) -> tuple[Tensor, Callable[[int | None], Tensor]]:
+        """The result, and what gives sums of the attention (see :class:`View`) if they are ``observed``."""
         keys, values = self.states()
         queries, count = query.shape[2], self.slots
         mask = self._mask(queries, call.mask)

@@ -38,9 +38,12 @@ class EvictionCache(LossyCache):
         storage: a :class:`KIVICache` of the same model; what is kept is stored in few bits as it would; None: in full
             precision. After the first pass tokens are dropped a chunk at a time then, and of packed ones alone: a row
             keeps up to a chunk more than its budget, and never fewer than sinks, ``residual_length`` and a chunk.
+        prompt_only: drop tokens after the first pass alone and keep all that is generated; None: as the method is
+            published (SnapKV and ExpectedAttention do).
 
     Raises:
-        TypeError: ``config`` is no configuration of transformers, ``scorer`` no scorer, or ``storage`` no KIVICache.
+        TypeError: ``config`` is no configuration of transformers, ``scorer`` no scorer, ``storage`` no KIVICache, or
+            ``prompt_only`` neither a bool nor None.
         ValueError: ``heavy`` or ``recent`` is out of range, layers of the model share keys and values, or ``storage``
             is of another model or leaves a layer as it is.
 
@@ -66,10 +69,14 @@ class EvictionCache(LossyCache):
         heavy: int | float,
         recent: int | float,
         storage: KIVICache | None = None,
+        prompt_only: bool | None = None,
     ) -> None:
         check_config(config)
         if not isinstance(scorer, Scorer):
             raise TypeError(f"scorer must be one of graphlossy.llm.kv.scorers, such as H2O(), got {scorer!r}")
+        if not (prompt_only is None or isinstance(prompt_only, bool)):
+            raise TypeError(f"prompt_only must be True, False or None, got {prompt_only!r}")
+        once = scorer.prompt_only if prompt_only is None else prompt_only
         budget = Budget(_amount("heavy", heavy), _amount("recent", recent))
         layers = DynamicCache(config=config).layers
         text = config.get_text_config(decoder=True)
@@ -80,9 +87,9 @@ class EvictionCache(LossyCache):
         stores = [None] * len(layers) if storage is None else _stores(config, storage, layers)
         for number, (layer, store) in enumerate(zip(layers, stores, strict=True)):
             if store is not None:
-                layers[number] = PackedEvictingLayer(scorer, budget, store)
+                layers[number] = PackedEvictingLayer(scorer, budget, store, once)
             elif type(layer) is DynamicLayer:
-                layers[number] = EvictingLayer(scorer, budget)
+                layers[number] = EvictingLayer(scorer, budget, once)
         if not any(isinstance(layer, EvictingLayer) for layer in layers):
             raise ValueError("no layer of this model has a cache that grows with the text: there is nothing to drop")
         super().__init__(layers=layers)
@@ -119,6 +126,7 @@ class H2OCache(EvictionCache):
         heavy: tokens of the highest scores that are kept, or their share of the row's first pass if a fraction.
         recent: last tokens that are kept, likewise; at least one.
         storage: a :class:`KIVICache` of the same model: how what is kept is stored; None: in full precision.
+        prompt_only: drop tokens of the prompt alone and keep all that is generated.
     """
 
     def __init__(
@@ -127,8 +135,9 @@ class H2OCache(EvictionCache):
         heavy: int | float = 0.1,
         recent: int | float = 0.1,
         storage: KIVICache | None = None,
+        prompt_only: bool = False,
     ) -> None:
-        super().__init__(config, H2O(), heavy=heavy, recent=recent, storage=storage)
+        super().__init__(config, H2O(), heavy=heavy, recent=recent, storage=storage, prompt_only=prompt_only)
 
 
 def _stores(config: Any, storage: Any, layers: list[Any]) -> list[KIVILayer | None]:

@@ -34,11 +34,12 @@ class PackedEvictingLayer(EvictingLayer):
         scorer: says what a token is worth.
         budget: of every row.
         store: an empty layer.
+        prompt_only: whether tokens are dropped after the first pass alone.
     """
 
-    def __init__(self, scorer: Scorer, budget: Budget, store: KIVILayer) -> None:
+    def __init__(self, scorer: Scorer, budget: Budget, store: KIVILayer, prompt_only: bool = False) -> None:
         self.store = store
-        super().__init__(scorer, budget)
+        super().__init__(scorer, budget, prompt_only)
 
     def reset(self) -> None:
         super().reset()
@@ -59,11 +60,11 @@ class PackedEvictingLayer(EvictingLayer):
         else:
             super()._append(keys, values)
 
-    def _attended(self, query: Tensor, call: Any) -> tuple[Tensor, Callable[[int | None], Tensor]]:
+    def _attended(self, query: Tensor, call: Any, observed: bool) -> tuple[Tensor, Callable[[int | None], Tensor]]:
         if not any(self.store.packed) or query.shape[2] > MOST_QUERIES or not call.is_plain:
-            return super()._attended(query, call)
+            return super()._attended(query, call, observed)
         tokens = self.store.packed_tokens()
-        found, weights = attend_packed(query, tokens, self.store.rotate_values, call, sums=True)
+        found, weights = attend_packed(query, tokens, self.store.rotate_values, call, sums=observed)
 
         def sums(last: int | None) -> Tensor:
             if last is None or last >= query.shape[2]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +58,7 @@ class with_attention:
 
 
 @torch.inference_mode()
-def compare_caches(
-    model: Any, ids: Tensor, schemes: list[CacheScheme], prompt: int, step: int = 8
-) -> Iterator[Quality]:
+def compare_caches(model: Any, ids: Tensor, schemes: Sequence[Any], prompt: int, step: int = 8) -> Iterator[Quality]:
     """Reads a text with the full cache and then with each scheme, the first ``prompt`` tokens at once.
 
     The words after them are scored: each is predicted from a cache that holds all before the pass it is in.
@@ -68,7 +66,8 @@ def compare_caches(
     Args:
         model: in evaluation, of transformers.
         ids: int64 [1, T].
-        schemes: what is compared; the full cache comes first of its own.
+        schemes: what is compared, of :class:`CacheScheme` or with a ``name`` and ``make(config)`` as it has; the full
+            cache comes first of its own.
         prompt: tokens that are read at once, at least 1 and fewer than T - 1.
         step: tokens of each later pass.
 
@@ -114,7 +113,7 @@ def _result(name: str, words: Tensor, found: Tensor, full: Tensor, cache: Any) -
 
 def cache_bytes(cache: Any) -> tuple[int, int, int]:
     """(nbytes, bytes_16, plain_16) of :class:`Quality`."""
-    if isinstance(cache, LossyCache):
+    if hasattr(cache, "bytes_by_layer"):
         kinds = cache.bytes_by_layer()
         full = sum(layer.get(kind, 0) for layer in kinds for kind in ("window", "sinks", "plain"))
         plain, held = cache.plain_bytes, cache.nbytes

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from graphlossy.llm.kv._eviction import EvictionCache
 from graphlossy.llm.kv._kivi import KIVICache
-from graphlossy.llm.kv.scorers import H2O, TOVA, Knorm, Scorer, SnapKV, StreamingLLM
+from graphlossy.llm.kv.scorers import H2O, TOVA, ExpectedAttention, Knorm, Scorer, SnapKV, StreamingLLM
 
 __all__ = ["GRAMMAR", "CacheScheme", "parse_cache"]
 
@@ -20,12 +20,14 @@ plain             the model's own cache
 k4v2              other bits for keys and for values; after a minus: r rotates values, wN the recent tokens that stay,
                   sN the first tokens that stay, gN the numbers that share a scale: k4v2-r-w32
 h2o:0.2:0.1       the share of the prompt that is kept for its scores, and of the most recent tokens (0.1 each if not
-                  said; whole numbers are tokens); also tova, snapkv, knorm, streaming
+                  said; whole numbers are tokens); also tova, snapkv, expected, knorm, streaming; h2o-p drops tokens of
+                  the prompt alone
 h2o:0.2:0.1+4bit  both
 """
 
 _SCORERS: dict[str, type[Scorer]] = {
-    "h2o": H2O, "tova": TOVA, "snapkv": SnapKV, "knorm": Knorm, "streaming": StreamingLLM,
+    "h2o": H2O, "tova": TOVA, "snapkv": SnapKV, "expected": ExpectedAttention, "knorm": Knorm,
+    "streaming": StreamingLLM,
 }  # fmt: skip
 _WIDTHS = re.compile(r"(?:(?P<both>\d)bit|k(?P<key>\d)v(?P<value>\d))(?P<options>(?:-(?:r|[wsg]\d+))*)")
 _OPTIONS = {"w": "residual_length", "s": "sinks", "g": "group_size"}
@@ -38,13 +40,13 @@ class CacheScheme:
     Attributes:
         name: as it was parsed.
         scorer: says which tokens are kept; None: all.
-        amounts: ``heavy`` and ``recent`` of :class:`graphlossy.llm.EvictionCache`.
+        amounts: ``heavy``, ``recent`` and ``prompt_only`` of :class:`graphlossy.llm.EvictionCache`.
         packing: arguments of :class:`graphlossy.llm.KIVICache`; None: in full precision.
     """
 
     name: str
     scorer: Scorer | None = None
-    amounts: dict[str, int | float] = field(default_factory=dict)
+    amounts: dict[str, Any] = field(default_factory=dict)
     packing: dict[str, Any] | None = None
 
     def make(self, config: Any) -> Cache:
@@ -72,15 +74,15 @@ def parse_cache(name: str) -> CacheScheme:
     """
     text = name.strip().lower()
     scorer: Scorer | None = None
-    amounts: dict[str, int | float] = {}
+    amounts: dict[str, Any] = {}
     packing: dict[str, Any] | None = None
     for number, part in enumerate(() if text == "plain" else text.split("+")):
         kind, *given = part.strip().split(":")
         match = _WIDTHS.fullmatch(part.strip())
-        if kind in _SCORERS and number == 0 and len(given) <= 2:
-            scorer = _SCORERS[kind]()
+        if kind.removesuffix("-p") in _SCORERS and number == 0 and len(given) <= 2:
+            scorer = _SCORERS[kind.removesuffix("-p")]()
             heavy, recent = (_amount(name, word) for word in [*given, "0.1", "0.1"][:2])
-            amounts = {"heavy": heavy, "recent": recent}
+            amounts = {"heavy": heavy, "recent": recent} | ({"prompt_only": True} if kind.endswith("-p") else {})
         elif match and packing is None:
             packing = {
                 "key_bits": int(match["both"] or match["key"]),

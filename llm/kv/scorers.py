@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["H2O", "TOVA", "Knorm", "Scorer", "SnapKV", "StreamingLLM", "View"]
+from graphlossy.llm.kv._rope import Rotary
+
+__all__ = ["H2O", "TOVA", "ExpectedAttention", "Knorm", "Scorer", "SnapKV", "StreamingLLM", "View"]
 
 
 @dataclass(frozen=True)
@@ -26,22 +29,29 @@ class View:
         before: float32 [B, H, K] scores of the last pass, zero for new tokens.
         sums: ``sums(n)`` is [B, H, K], the attention that the last n queries of the pass (None: all) pay to each token,
             summed over these queries and over the heads that share keys. Queries that are pads count for nothing.
+        query: [B, heads, Q, D] of the pass, after their rotary embedding; their own tokens are the last Q slots.
+        module: the attention layer of the model.
     """
 
     states: Callable[[], tuple[Tensor, Tensor]]
     positions: Tensor
     before: Tensor
     sums: Callable[[int | None], Tensor]
+    query: Tensor
+    module: Any
 
 
 class Scorer:
     """Base of all scorers.
 
     Attributes:
-        prompt_only: tokens are dropped after the first pass alone, and what is generated is kept.
+        prompt_only: tokens are dropped after the first pass alone and what is generated is kept, unless a cache is told
+            otherwise.
+        reads_sums: whether it asks for sums of the attention.
     """
 
     prompt_only = False
+    reads_sums = True
 
     def scores(self, view: View) -> Tensor:
         """[B, H, K]: the highest are kept, infinity always."""
@@ -95,6 +105,8 @@ class SnapKV(Scorer):
 class Knorm(Scorer):
     """Keys of small norm are kept (Devoto et al., EMNLP 2024, section 3)."""
 
+    reads_sums = False
+
     def scores(self, view: View) -> Tensor:
         return -view.states()[0].float().norm(dim=-1)
 
@@ -109,5 +121,70 @@ class StreamingLLM(Scorer):
 
     n_sink: int = 4
 
+    reads_sums = False
+
     def scores(self, view: View) -> Tensor:
         return view.positions.float().masked_fill(view.positions < self.n_sink, torch.inf)
+
+
+@dataclass(frozen=True)
+class ExpectedAttention(Scorer):
+    """Attention that queries to come are expected to pay, times the norm of the value (Devoto et al., 2510.00636).
+
+    Queries before their rotary embedding are taken to be normal, with the mean and the covariance of those of the
+    prompt; the embedding is averaged over the positions that follow. The expectation of exp(q k / sqrt(D)) is then
+    known in closed form (equation 4 there).
+
+    Args:
+        n_future_positions: positions over which the rotary embedding is averaged.
+        n_sink: first tokens, which are kept and whose queries are left out.
+        use_covariance: count the covariance too, not the mean alone.
+        use_vnorm: multiply by the norm of the value.
+        epsilon: is added to the attention before.
+    """
+
+    n_future_positions: int = 512
+    n_sink: int = 4
+    use_covariance: bool = True
+    use_vnorm: bool = True
+    epsilon: float = 0.0
+
+    prompt_only = True
+    reads_sums = False
+
+    def __post_init__(self) -> None:
+        if self.n_future_positions < 1 or self.n_sink < 0 or self.epsilon < 0:
+            raise ValueError(
+                "n_future_positions must be at least 1, n_sink and epsilon at least 0, got "
+                f"{self.n_future_positions}, {self.n_sink} and {self.epsilon}"
+            )
+
+    def scores(self, view: View) -> Tensor:
+        keys, values = (t.float() for t in view.states())
+        batch, heads, count, width = keys.shape
+        mean, covariance = self._queries(view)
+        grouped = mean.view(batch, heads, -1, width)
+        logits = torch.einsum("bhgd,bhkd->bhgk", grouped, keys) / width**0.5
+        if self.use_covariance:
+            spread = covariance.view(*grouped.shape, width)
+            logits = logits + torch.einsum("bhki,bhgij,bhkj->bhgk", keys, spread, keys) / (2 * width)
+        pads = view.positions < 0
+        expected = torch.softmax(logits.masked_fill(pads[:, :, None], -torch.inf), -1).mean(2)
+        if self.use_vnorm:
+            expected = (expected + self.epsilon) * values.norm(dim=-1)
+        return expected.masked_fill(view.positions < self.n_sink, torch.inf)
+
+    def _queries(self, view: View) -> tuple[Tensor, Tensor]:
+        """Mean [B, heads, D] and covariance [B, heads, D, D] of the queries to come."""
+        query = view.query.float()
+        places = view.positions[:, 0, -query.shape[2] :].long()  # below 0 for pads
+        rotary = Rotary(view.module)
+        query = rotary.undo(query, places.clamp(min=0))
+        weight = (places >= self.n_sink).float()[:, None, :, None]
+        total = weight.sum(2, keepdim=True).clamp(min=1)
+        mean = (query * weight).sum(2, keepdim=True) / total
+        around = (query - mean) * weight
+        covariance = around.transpose(-1, -2) @ around / total
+        ahead = places[:, -1:] + 1 + torch.arange(self.n_future_positions, device=places.device)
+        turn = rotary.mean_matrix(ahead, query)[:, None]
+        return (mean @ turn).squeeze(2), turn.transpose(-1, -2) @ covariance @ turn

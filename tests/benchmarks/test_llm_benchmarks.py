@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import kv_quality, llm_gradients, llm_loss, llm_memory, studies
+from benchmarks import kv_quality, kv_speed, llm_gradients, llm_loss, llm_memory, studies
 from benchmarks._llm import COMPRESS, VARIANTS
 
 
@@ -128,11 +128,18 @@ def test_bars_of_the_loss() -> None:
 
 def test_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
-    options = ["--tiny", "--out", str(tmp_path / "out.json"), "--schemes", "8bit-w32,2bit-w32,h2o:0.1:0.1"]
+    options = [
+        "--tiny",
+        "--out",
+        str(tmp_path / "out.json"),
+        "--schemes",
+        "8bit-w32,2bit-w32,h2o:0.1:0.1,per token 2bit-w32,transformers fp8",
+    ]
     kv_quality.main(options)
     data = json.loads((tmp_path / "out.json").read_text())
     rows = data["summary"]
-    assert list(rows) == ["plain", "8bit-w32", "2bit-w32", "h2o:0.1:0.1"]
+    assert list(rows) == ["plain", "8bit-w32", "2bit-w32", "h2o:0.1:0.1", "per token 2bit-w32", "transformers fp8"]
+    assert rows["transformers fp8"]["times_less"]["mean"] == pytest.approx(2, rel=1e-3)
     assert rows["plain"]["words"] == 40 and rows["plain"]["agreement"] == 1
     assert rows["8bit-w32"]["kl"]["mean"] < rows["2bit-w32"]["kl"]["mean"]
     assert 1 < rows["8bit-w32"]["times_less"]["mean"] < rows["2bit-w32"]["times_less"]["mean"] < 4
@@ -143,8 +150,62 @@ def test_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "text" not in capsys.readouterr().out  # nothing is measured twice
     assert all(bar["met"] is None for bar in kv_quality.bars({}))
     row = {"kl": {"mean": 0.003}, "times_less": {"mean": 3.0}, "perplexity_change": 0.2}
-    found = kv_quality.bars({"4bit-w32": row, "2bit-w32": row, "h2o:0.1:0.1": row, "streaming:4:200": row})
+    found = kv_quality.bars({"4bit-w32": row, "2bit-w32": row, "h2o-p:0.1:0.1": row, "streaming-p:4:0.197": row})
     assert [bar["met"] for bar in found] == [True, True, None, None, False, False, None, None, True, False]
     with pytest.raises(SystemExit):
         kv_quality.main(["--tiny", "--schemes", "4bits"])
     assert "no cache has the name '4bits'" in capsys.readouterr().err
+
+
+def test_the_bytes_of_peers() -> None:
+    transformers = pytest.importorskip("transformers")
+    from benchmarks._kv_peers import PEERS
+
+    config = transformers.LlamaConfig(num_hidden_layers=2, num_attention_heads=2, hidden_size=64)
+    token = PEERS["per token 4bit-w32"].make(config)
+    keys = torch.randn(1, 2, 300, 32)
+    for layer in (0, 1):
+        token.update(keys, keys, layer)
+    found = token.layers[0].keys
+    assert torch.equal(found[:, :, :4], keys[:, :, :4]) and torch.equal(found[:, :, 260:], keys[:, :, 260:])
+    assert 0 < float((found - keys)[:, :, 4:260].abs().max()) < 0.3
+    packed = 2 * 2 * 2 * 256 * (32 * 4 // 8 + 4)  # layers, keys and values, heads; codes, a scale and an offset
+    plain = 2 * 2 * 2 * 44 * 32 * 4
+    assert token.nbytes == packed + plain and token.plain_bytes == 2 * 2 * 2 * 300 * 32 * 4
+    fp8 = PEERS["transformers fp8"].make(config)
+    for layer in (0, 1):
+        fp8.update(keys, keys, layer)
+    assert fp8.plain_bytes == token.plain_bytes and fp8.nbytes == token.plain_bytes / 4 + 2 * 2 * 4
+
+
+def test_speed_of_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    options = ["--tiny", "--out", str(tmp_path / "out.json"), "--caches", "4bit-w32,h2o:0.1:0.1,transformers fp8"]
+    kv_speed.main(options)
+    data = json.loads((tmp_path / "out.json").read_text())
+    rows = data["summary"]["decode"]["64"]
+    assert list(rows) == ["plain", "4bit-w32", "h2o:0.1:0.1", "transformers fp8"]
+    assert rows["plain"]["ratio"]["raw"] == [1, 1] and all(row["milliseconds"]["mean"] > 0 for row in rows.values())
+    page = studies.render("kv_speed", {**data, "bars": []})
+    assert "| `4bit-w32` |" in page and "64 tokens |" in page
+    first = data["decode"]
+    kv_speed.main(options)
+    assert json.loads((tmp_path / "out.json").read_text())["decode"] == first  # nothing is measured twice
+    with pytest.raises(SystemExit):
+        kv_speed.main(["--tiny", "--memory-length", "8"])
+    assert "need --model DIR" in capsys.readouterr().err
+
+
+def test_bars_and_peaks_of_the_speed_of_caches() -> None:
+    done = {"status": "done", "peak_bytes": 600, "beyond_bytes": 400, "cache_bytes": 200}
+    data = {
+        "decode": {"1024": {"plain": [1.0, 2.0], "4bit": [1.4, 2.4]}, "8000": {"plain": [1.0], "4bit": [0.9]}},
+        "memory": {"plain": done, "4bit": {**done, "beyond_bytes": 100}, "2bit": {"status": "out of memory"}},
+    }
+    summary = kv_speed.summarize(data)
+    assert summary["memory"]["4bit"]["less"] == {"peak_bytes": 1, "beyond_bytes": 4, "cache_bytes": 1}
+    assert "less" not in summary["memory"]["2bit"]
+    assert [bar["met"] for bar in kv_speed.bars(summary)] == [True, None, True]
+    settings = {"model": "m", "threads": 1, "memory_length": 8000, "memory_batch": 4}
+    page = "\n".join(studies._TABLES["kv_speed"]({"summary": summary, "settings": settings}))
+    assert "| out of memory |" in page and "1.30 ± 0.14" in page

@@ -19,7 +19,8 @@ from graphlossy.llm import EvictionCache, H2OCache  # noqa: E402
 from graphlossy.llm.kv import _sums, scorers  # noqa: E402
 from graphlossy.llm.kv._evicting_layer import Budget, EvictingLayer  # noqa: E402
 
-SCORERS = [scorers.H2O(), scorers.TOVA(), scorers.SnapKV(8, 3), scorers.Knorm(), scorers.StreamingLLM(2)]
+SCORERS = [scorers.H2O(), scorers.TOVA(), scorers.SnapKV(8, 3), scorers.Knorm(), scorers.StreamingLLM(2),
+           scorers.ExpectedAttention(50)]  # fmt: skip
 
 
 def straight(
@@ -168,6 +169,19 @@ def test_a_scorer_of_the_prompt_leaves_what_is_generated() -> None:
     generate(model, cache, ids, 20)
     assert cache.own_layers[0].counts == [12 + 19]
     assert cache.own_layers[0].positions[0, 0, -19:].tolist() == list(range(40, 59))
+
+
+def test_what_is_generated_is_kept_if_asked() -> None:
+    model, ids = model_of("llama"), prompt(1, 40)
+    model.set_attn_implementation("graphlossy")
+    cache = H2OCache(model.config, heavy=10, recent=2, prompt_only=True)
+    generate(model, cache, ids, 20)
+    assert cache.own_layers[0].counts == [12 + 19]
+    both = EvictionCache(model.config, scorers.SnapKV(4, 3), heavy=10, recent=2, prompt_only=False)
+    generate(model, both, ids, 20)
+    assert both.own_layers[0].counts == [12]
+    with pytest.raises(TypeError, match="prompt_only must be True, False or None, got 1"):
+        H2OCache(model.config, 4, 4, prompt_only=1)
 
 
 def test_streaming_keeps_sinks_and_a_window() -> None:

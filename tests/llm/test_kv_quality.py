@@ -28,6 +28,8 @@ SMALL = {"group_size": 8, "residual_length": 8, "sinks": 2}
                                          "sinks": 8, "group_size": 64}),
         ("h2o", scorers.H2O(), {"heavy": 0.1, "recent": 0.1}, None),
         ("tova:32:8", scorers.TOVA(), {"heavy": 32, "recent": 8}, None),
+        ("h2o-p:0.25:64", scorers.H2O(), {"heavy": 0.25, "recent": 64, "prompt_only": True}, None),
+        ("expected:0.2", scorers.ExpectedAttention(), {"heavy": 0.2, "recent": 0.1}, None),
         ("snapkv:0.25+2bit-w16", scorers.SnapKV(), {"heavy": 0.25, "recent": 0.1},
          {"key_bits": 2, "value_bits": 2, "residual_length": 16}),
     ],
@@ -36,7 +38,9 @@ def test_names(name: str, scorer: Any, amounts: dict[str, Any], packing: dict[st
     assert parse_cache(name) == CacheScheme(name.strip().lower(), scorer, amounts, packing)
 
 
-@pytest.mark.parametrize("name", ["", "4bits", "4bit+h2o", "4bit+2bit", "k4", "h2o:1:2:3", "4bit-x", "nothing"])
+@pytest.mark.parametrize(
+    "name", ["", "4bits", "4bit+h2o", "4bit+2bit", "k4", "h2o:1:2:3", "h2o-p-p", "-p", "4bit-x", "nothing"]
+)
 def test_no_such_name(name: str) -> None:
     with pytest.raises(ValueError, match="(?s)no cache has the name.*k4v2-r-w32.*streaming"):
         parse_cache(name)

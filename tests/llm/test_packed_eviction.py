@@ -151,7 +151,18 @@ def test_beams_and_batches() -> None:
     assert made.padding == [9, 0] and len(made.store.padding) == 2
 
 
-@pytest.mark.parametrize("scorer", [scorers.TOVA(), scorers.Knorm(), scorers.StreamingLLM(2), scorers.SnapKV(8)])
+def test_the_prompt_alone_can_be_dropped_from() -> None:
+    model, ids = model_of("llama"), prompt(2, 40)
+    model.set_attn_implementation("graphlossy")
+    cache = H2OCache(model.config, 12, 8, storage=small(model.config, residual_length=8), prompt_only=True)
+    generate(model, cache, ids, 30)
+    assert cache.own_layers[0].counts == [49, 49] and cache.own_layers[0].store.packed == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "scorer",
+    [scorers.TOVA(), scorers.Knorm(), scorers.StreamingLLM(2), scorers.SnapKV(8), scorers.ExpectedAttention()],
+)
 def test_every_scorer_goes_with_storage(scorer: Any) -> None:
     from graphlossy.llm import EvictionCache
 
