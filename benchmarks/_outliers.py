@@ -18,11 +18,13 @@ SEED = 0
 Record = dict[str, Any]
 
 
-def add_options(made: argparse.ArgumentParser, name: str, seconds: float, memory: str) -> None:
+def add_options(
+    made: argparse.ArgumentParser, name: str, seconds: float, memory: str, parent: Path = Path("runs")
+) -> None:
     """Options that every outlier benchmark has."""
     made.add_argument("--root", metavar="DIR", help="folder of PyGOD's files (default: $GRAPHLOSSY_DATA)")
     made.add_argument(
-        "--folder", type=Path, default=Path("runs") / name, metavar="DIR",
+        "--folder", type=Path, default=parent / name, metavar="DIR",
         help="where every trial is kept as it ends, for the next call to go on from (default: %(default)s)",
     )  # fmt: skip
     made.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default: %(default)s)")

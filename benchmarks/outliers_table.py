@@ -17,7 +17,8 @@ EXAMPLES = """\
 DIR holds books.pt.zip, inj_cora.pt.zip, inj_amazon.pt.zip and gen_1000.pt.zip of PyGOD's data repository. It is
 `graphlossy outliers run --protocol bond`: hyper-parameters are drawn anew in every trial. A method has 5 trials on a
 data set on which one of its first 5 took more than 5 minutes. At the end, trial 0 of every cell is run again in a
-folder of its own and the scores are compared. Stop and repeat the command whenever you like: no trial is run twice."""
+folder of its own and the scores are compared. Stop and repeat the command whenever you like: no trial is run twice.
+The trials are part of the results, so another machine can go on with them."""
 
 DATASETS = ("books", "inj_cora", "inj_amazon", "gen_1000")
 LONG = 300.0  # seconds of a trial, beyond which FEW trials are enough
@@ -78,7 +79,7 @@ def _options(argv: list[str] | None) -> Any:
     from graphlossy.outliers.methods import METHODS
 
     made = _report.parser(__doc__ or "", EXAMPLES, "outliers_table.json")
-    _outliers.add_options(made, "outliers_table", 7200, "16GiB")
+    _outliers.add_options(made, "outliers_table", 7200, "16GiB", _report.RESULTS)
     made.add_argument("--datasets", help=f"comma-separated (default: {','.join(DATASETS)})")
     made.add_argument("--methods", help="comma-separated (default: all)")
     made.add_argument("--trials", type=int, help="of each method (default: 20; 2 if --tiny)")

@@ -16,6 +16,8 @@ from graphlossy.llm.kv.scorers import Scorer, View
 
 __all__ = ["Budget", "EvictingLayer"]
 
+_TENSORS = ("keys", "values", "positions", "scores")
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -228,8 +230,25 @@ class EvictingLayer(RowsLayer):
         kinds = {"plain": (self.keys, self.values), "metadata": (self.scores, self.positions)}
         return {kind: storage_bytes(*held) for kind, held in kinds.items()}
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if not self.is_initialized:
+            return {}, {}
+        limits = [self._limits.get(row) for row in range(len(self.counts))]
+        numbers = {"seen": self.seen, "padding": self.padding, "counts": self.counts, "limits": limits}
+        return {name: getattr(self, name) for name in _TENSORS}, {**numbers, "unseen": self._unseen}
+
+    def load_state(self, held: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        if not held:
+            return
+        self.lazy_initialization(held["keys"], held["values"])
+        for name in _TENSORS:
+            setattr(self, name, held[name])
+        self.seen, self._unseen = numbers["seen"], numbers["unseen"]
+        self.padding, self.counts = list(numbers["padding"]), list(numbers["counts"])
+        self._limits = {row: tuple(pair) for row, pair in enumerate(numbers["limits"]) if pair is not None}
+
     def take_rows(self, chosen: list[int], index: Tensor) -> None:
-        for name in ("keys", "values", "positions", "scores"):
+        for name in _TENSORS:
             setattr(self, name, getattr(self, name).index_select(0, index))
         self.counts = [self.counts[row] for row in chosen]
         self._limits = {new: self._limits[row] for new, row in enumerate(chosen) if row in self._limits}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from graphlossy.llm.kv import scorers
 from graphlossy.llm.kv._evicting_layer import Budget, EvictingLayer
+from graphlossy.llm.kv._file import read_cache, restore_layers, write_cache
 from graphlossy.llm.kv._kivi import KIVICache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
 from graphlossy.llm.kv._lossy_cache import LossyCache, check_config
@@ -94,6 +98,14 @@ class EvictionCache(LossyCache):
             raise ValueError("no layer of this model has a cache that grows with the text: there is nothing to drop")
         super().__init__(layers=layers)
         self._config = text
+        self.arguments: dict[str, Any] = {
+            "scorer": type(scorer).__name__,
+            "options": asdict(scorer) if is_dataclass(scorer) else {},
+            "heavy": heavy,
+            "recent": recent,
+            "prompt_only": once,
+            "storage": None if storage is None else storage.arguments,
+        }
 
     left_padded_only = True
 
@@ -112,6 +124,50 @@ class EvictionCache(LossyCache):
                 "some old models have their own for good, and config must be the model's own object)"
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def save(self, path: str | Path) -> None:
+        """Writes all that is kept to a safetensors file, whole or not at all.
+
+        Raises:
+            ValueError: a layer of the model's own is of a kind whose state is not known.
+        """
+        write_cache(Path(path), "EvictionCache", self.arguments, self.layers)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, config: Any, device: torch.device | str | None = None, scorer: Scorer | None = None
+    ) -> EvictionCache:
+        """The cache that :meth:`save` wrote, for the model of this configuration; it goes on as if never stopped.
+
+        Args:
+            path: of the file.
+            config: of the model.
+            device: where it goes; None: the CPU.
+            scorer: of the cache; None: as it was, if it is one of ours.
+
+        Raises:
+            FileNotFoundError: there is no file.
+            TypeError: ``scorer`` is no scorer.
+            ValueError: the file is damaged, no file of such a cache, of another model, or of a scorer that is not ours.
+        """
+        check_config(config)
+        arguments, about, tensors = read_cache(Path(path), "EvictionCache")
+        if len(about) != (count := len(DynamicCache(config=config).layers)):
+            raise ValueError(f"{path} is of another model: it has {len(about)} layers, this one {count}")
+        name, options = arguments.pop("scorer"), arguments.pop("options")
+        if scorer is None:
+            if name not in scorers.__all__:
+                raise ValueError(
+                    f"{path} was kept by a scorer {name} that is not ours: give load(..., scorer={name}())"
+                )
+            scorer = getattr(scorers, name)(**options)
+        if arguments["storage"] is not None:
+            arguments["storage"] = KIVICache.of_arguments(config, arguments["storage"])
+        cache = EvictionCache(config, scorer, **arguments)
+        if device is not None:
+            tensors = {name: t.to(device) for name, t in tensors.items()}
+        restore_layers(Path(path), cache.layers, about, tensors)
+        return cache
 
 
 class H2OCache(EvictionCache):

@@ -12,15 +12,21 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from graphlossy.core._files import written
-from graphlossy.llm.kv._kivi_layer import KIVILayer
+from graphlossy.llm.kv._layer import RowsLayer
 
 __all__ = ["read_cache", "restore_layers", "write_cache"]
 
 _FORMAT, _VERSION = "graphlossy.llm.kv", 1
 
 
-def write_cache(path: Path, arguments: dict[str, Any], layers: list[Any]) -> None:
+def write_cache(path: Path, kind: str, arguments: dict[str, Any], layers: list[Any]) -> None:
     """Writes to a file beside ``path`` that then takes its name, so that there is never half a cache.
+
+    Args:
+        path: of the file.
+        kind: name of the class that loads it.
+        arguments: that the class makes it of.
+        layers: whose state is written.
 
     Raises:
         ValueError: a layer is of a kind whose state is not known.
@@ -32,17 +38,17 @@ def write_cache(path: Path, arguments: dict[str, Any], layers: list[Any]) -> Non
         about.append({"kind": type(layer).__name__, **numbers})
         tensors |= {f"{number}.{name}": tensor.contiguous().clone() for name, tensor in held.items()}
     # One entry: safetensors writes several in no fixed order, and equal caches are to be equal files.
-    facts = {"version": _VERSION, "arguments": arguments, "layers": about}
+    facts = {"version": _VERSION, "cache": kind, "arguments": arguments, "layers": about}
     path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as temporary:
         save_file(tensors, temporary, {_FORMAT: json.dumps(facts)})
 
 
-def read_cache(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Tensor]]:
-    """(arguments, what is told of every layer, tensors by ``"<layer>.<name>"``).
+def read_cache(path: Path, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Tensor]]:
+    """(arguments, what is told of every layer, tensors by ``"<layer>.<name>"``) of a cache of this kind.
 
     Raises:
-        FileNotFoundError, ValueError: there is no file, or it is no cache.
+        FileNotFoundError, ValueError: there is no file, or it is no such cache.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -57,6 +63,8 @@ def read_cache(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[s
     facts = json.loads(metadata[_FORMAT])
     if facts["version"] != _VERSION:
         raise ValueError(f"{path} has version {facts['version']} of the format; this graphlossy reads {_VERSION}")
+    if facts["cache"] != kind:
+        raise ValueError(f"{path} holds another cache: load it with {facts['cache']}.load")
     return facts["arguments"], facts["layers"], tensors
 
 
@@ -72,7 +80,7 @@ def restore_layers(path: Path, layers: list[Any], about: list[dict[str, Any]], t
     for number, (layer, facts) in enumerate(zip(layers, about, strict=True)):
         prefix = f"{number}."
         held = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        if isinstance(layer, KIVILayer):
+        if isinstance(layer, RowsLayer):
             layer.load_state(held, facts)
         elif held:
             layer.lazy_initialization(held["keys"], held["values"])
@@ -82,12 +90,12 @@ def restore_layers(path: Path, layers: list[Any], about: list[dict[str, Any]], t
 
 
 def _state(number: int, layer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if isinstance(layer, KIVILayer):
+    if isinstance(layer, RowsLayer):
         return layer.state()
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise ValueError(
-            f"layer {number} is a {type(layer).__name__}, whose state cannot be saved; there are KIVILayer, "
-            "DynamicLayer and DynamicSlidingWindowLayer"
+            f"layer {number} is a {type(layer).__name__}, whose state cannot be saved; there are those of "
+            "our caches, DynamicLayer and DynamicSlidingWindowLayer"
         )
     numbers = {"cumulative_length": layer.cumulative_length} if hasattr(layer, "cumulative_length") else {}
     return ({"keys": layer.keys, "values": layer.values} if layer.is_initialized else {}), numbers

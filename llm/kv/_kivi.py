@@ -113,7 +113,7 @@ class KIVICache(LossyCache):
         Raises:
             ValueError: a layer that is not packed is of a kind whose state is not known.
         """
-        write_cache(Path(path), self.arguments, self.layers)
+        write_cache(Path(path), "KIVICache", self.arguments, self.layers)
 
     @classmethod
     def load(cls, path: str | Path, config: Any, device: torch.device | str | None = None) -> KIVICache:
@@ -126,10 +126,10 @@ class KIVICache(LossyCache):
 
         Raises:
             FileNotFoundError: there is no file.
-            ValueError: it is damaged, no file of a cache, or of another model.
+            ValueError: it is damaged, no file of such a cache, or of another model.
         """
         check_config(config)
-        arguments, about, tensors = read_cache(Path(path))
+        arguments, about, tensors = read_cache(Path(path), "KIVICache")
         count = len(DynamicCache(config=config).layers)
         if len(arguments["widths"]) != count:
             have = len(arguments["widths"])

@@ -141,7 +141,6 @@ class KIVILayer(RowsLayer):
             chunks.keep(max(packed))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, numbers) for :meth:`load_state`."""
         if not self.is_initialized:
             return {}, {}
         held = {name: getattr(self, name) for name in _TENSORS}
@@ -150,7 +149,6 @@ class KIVILayer(RowsLayer):
         return held, {"seen": self.seen, "padding": self.padding, "packed": self.packed}
 
     def load_state(self, held: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Gives an empty layer what :meth:`state` gave."""
         if not held:
             return
         self.dtype, self.device = held["keys"].dtype, held["keys"].device

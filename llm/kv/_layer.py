@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,14 @@ class RowsLayer(CacheLayerMixin):
 
     def take_rows(self, chosen: list[int], index: Tensor) -> None:
         """Does so with all but ``padding``; ``index`` is ``chosen`` on the device."""
+        raise NotImplementedError
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, numbers) for :meth:`load_state`."""
+        raise NotImplementedError
+
+    def load_state(self, held: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Gives an empty layer what :meth:`state` gave."""
         raise NotImplementedError
 
     def bytes_by_kind(self) -> dict[str, int]:

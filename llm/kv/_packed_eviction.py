@@ -157,6 +157,16 @@ class PackedEvictingLayer(EvictingLayer):
         for chunks in (store.key_chunks, store.value_chunks):
             chunks.keep(max(store.packed))
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        held, numbers = super().state()
+        stored, others = self.store.state()
+        return held | {f"store_{name}": t for name, t in stored.items()}, {**numbers, "store": others}
+
+    def load_state(self, held: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        super().load_state(held, numbers)
+        stored = {n.removeprefix("store_"): t for n, t in held.items() if n.startswith("store_")}
+        self.store.load_state(stored, numbers.get("store", {}))
+
     def take_rows(self, chosen: list[int], index: Tensor) -> None:
         super().take_rows(chosen, index)
         self.store.take(index)

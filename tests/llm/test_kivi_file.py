@@ -15,7 +15,8 @@ from kv_models import FAMILIES, generate, model_of, prompt, small  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
-from graphlossy.llm import KIVICache, plan_cache  # noqa: E402
+from graphlossy.llm import EvictionCache, KIVICache, plan_cache  # noqa: E402
+from graphlossy.llm.kv import scorers  # noqa: E402
 
 
 def started(family: str, **options: Any) -> tuple[Any, Tensor, Tensor, Any]:
@@ -40,6 +41,54 @@ def test_a_cache_goes_on_from_its_file(family: str, tmp_path: Path) -> None:
     a, b = (generate(model, held, more, attention_mask=mask) for held in (cache, again))
     assert torch.equal(a.sequences, b.sequences)
     assert all(torch.equal(x, y) for x, y in zip(a.logits, b.logits, strict=True))
+
+
+class Oldest(scorers.Scorer):
+    """One of a user's own."""
+
+    def scores(self, view: Any) -> Tensor:
+        return -view.positions.float()
+
+
+def eviction(config: Any, kind: str) -> Any:
+    storage = small(config, 4, residual_length=8) if kind == "packed" else None
+    scorer = {"own": Oldest(), "prompt": scorers.SnapKV(4, 3)}.get(kind, scorers.H2O())
+    return EvictionCache(config, scorer, heavy=10, recent=6, storage=storage)
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed", "prompt", "own"])
+def test_what_was_kept_goes_on_from_its_file(kind: str, tmp_path: Path) -> None:
+    model, ids, mask, _ = started("gemma3")
+    model.set_attn_implementation("graphlossy")
+    cache = eviction(model.config, kind)
+    with torch.no_grad():
+        model(ids, attention_mask=mask, past_key_values=cache)
+    cache.save(tmp_path / "cache")
+    again = EvictionCache.load(tmp_path / "cache", model.config, "cpu", Oldest() if kind == "own" else None)
+    assert again.nbytes <= cache.nbytes and again.own_layers[0].counts == cache.own_layers[0].counts == [16, 16]
+    more = torch.cat([ids, prompt(2, 3)], 1)
+    mask = torch.cat([mask, torch.ones(2, 3, dtype=mask.dtype)], 1)
+    a, b = (generate(model, held, more, 30, attention_mask=mask) for held in (cache, again))
+    assert torch.equal(a.sequences, b.sequences)
+    assert all(torch.equal(x, y) for x, y in zip(a.logits, b.logits, strict=True))
+    assert again.arguments == cache.arguments and again.own_layers[0].counts == cache.own_layers[0].counts
+
+
+def test_an_eviction_that_cannot_be_loaded(tmp_path: Path) -> None:
+    model, _, _, kivi = started("llama")
+    kivi.save(tmp_path / "kivi")
+    eviction(model.config, "own").save(tmp_path / "own")
+    with pytest.raises(ValueError, match="holds another cache: load it with KIVICache.load"):
+        EvictionCache.load(tmp_path / "kivi", model.config)
+    with pytest.raises(ValueError, match="holds another cache: load it with EvictionCache.load"):
+        KIVICache.load(tmp_path / "own", model.config)
+    with pytest.raises(ValueError, match=r"of a scorer Oldest that is not ours: give load\(..., scorer=Oldest\(\)\)"):
+        EvictionCache.load(tmp_path / "own", model.config)
+    assert EvictionCache.load(tmp_path / "own", model.config, scorer=Oldest()).get_seq_length() == 0
+    with pytest.raises(ValueError, match="of another model: it has 2 layers, this one 3"):
+        EvictionCache.load(tmp_path / "own", transformers.LlamaConfig(num_hidden_layers=3), scorer=Oldest())
+    with pytest.raises(ValueError, match="of another model: other layers"):
+        EvictionCache.load(tmp_path / "own", FAMILIES["gemma3"](), scorer=Oldest())
 
 
 def test_layers_of_their_own_and_an_empty_cache(tmp_path: Path) -> None:
