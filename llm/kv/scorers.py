@@ -167,7 +167,8 @@ class ExpectedAttention(Scorer):
         logits = torch.einsum("bhgd,bhkd->bhgk", grouped, keys) / width**0.5
         if self.use_covariance:
             spread = covariance.view(*grouped.shape, width)
-            logits = logits + torch.einsum("bhki,bhgij,bhkj->bhgk", keys, spread, keys) / (2 * width)
+            squares = [(keys @ one * keys).sum(-1) for one in spread.unbind(2)]  # a head at a time: keys are many
+            logits = logits + torch.stack(squares, 2) / (2 * width)
         pads = view.positions < 0
         expected = torch.softmax(logits.masked_fill(pads[:, :, None], -torch.inf), -1).mean(2)
         if self.use_vnorm:
