@@ -31,6 +31,10 @@ class RowsLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    def offload(self) -> None:
+        """Raises ValueError: a layer stays on its device."""
+        raise ValueError("this cache cannot be offloaded layer by layer: leave it on its device")
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.take(beam_idx)
 

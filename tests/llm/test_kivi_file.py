@@ -82,7 +82,7 @@ def test_an_eviction_that_cannot_be_loaded(tmp_path: Path) -> None:
         EvictionCache.load(tmp_path / "kivi", model.config)
     with pytest.raises(ValueError, match="holds another cache: load it with EvictionCache.load"):
         KIVICache.load(tmp_path / "own", model.config)
-    with pytest.raises(ValueError, match=r"of a scorer Oldest that is not ours: give load\(..., scorer=Oldest\(\)\)"):
+    with pytest.raises(ValueError, match=r"by a scorer Oldest that is not ours: give load\(..., scorer=Oldest\(\)\)"):
         EvictionCache.load(tmp_path / "own", model.config)
     assert EvictionCache.load(tmp_path / "own", model.config, scorer=Oldest()).get_seq_length() == 0
     with pytest.raises(ValueError, match="of another model: it has 2 layers, this one 3"):

@@ -181,6 +181,8 @@ def test_another_batch_or_model_is_refused() -> None:
         made.crop(-11)
     with pytest.raises(ValueError, match="got 2"):
         made.crop(2)
+    with pytest.raises(ValueError, match="cannot be offloaded"):
+        made.offload()
     made.reset()
     made.update(*tokens(3, 1))
     assert made.get_seq_length() == 1

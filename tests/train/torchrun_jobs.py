@@ -265,7 +265,7 @@ def dies(task: Any, rank: ddp.Rank, folder: Path) -> dict[str, Any]:
 def fails(task: Any, rank: ddp.Rank, folder: Path) -> dict[str, Any]:
     """Rank 1 fails while rank 0 waits for a sum, which it would do for half a minute."""
     if not rank.is_main:
-        atexit.register(time.sleep, 3)  # or torchrun would end rank 0 before it has said why it stops
+        atexit.register(time.sleep, 6)  # or torchrun would end rank 0 before it has said why it stops
         raise TrainError("this disk is full")
     ddp.reduce_sum(1.0)
     return {}
