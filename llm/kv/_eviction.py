@@ -151,9 +151,7 @@ class EvictionCache(LossyCache):
             ValueError: the file is damaged, no file of such a cache, of another model, or of a scorer that is not ours.
         """
         check_config(config)
-        arguments, about, tensors = read_cache(Path(path), "EvictionCache")
-        if len(about) != (count := len(DynamicCache(config=config).layers)):
-            raise ValueError(f"{path} is of another model: it has {len(about)} layers, this one {count}")
+        arguments, about, tensors = read_cache(Path(path), "EvictionCache", config, device)
         name, options = arguments.pop("scorer"), arguments.pop("options")
         if scorer is None:
             if name not in scorers.__all__:
@@ -164,8 +162,6 @@ class EvictionCache(LossyCache):
         if arguments["storage"] is not None:
             arguments["storage"] = KIVICache.of_arguments(config, arguments["storage"])
         cache = EvictionCache(config, scorer, **arguments)
-        if device is not None:
-            tensors = {name: t.to(device) for name, t in tensors.items()}
         restore_layers(Path(path), cache.layers, about, tensors)
         return cache
 

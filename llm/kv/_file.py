@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from graphlossy.core._files import written
 from graphlossy.llm.kv._layer import RowsLayer
@@ -44,18 +45,26 @@ def write_cache(path: Path, kind: str, arguments: dict[str, Any], layers: list[A
         save_file(tensors, temporary, {_FORMAT: json.dumps(facts)})
 
 
-def read_cache(path: Path, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Tensor]]:
+def read_cache(
+    path: Path, kind: str, config: Any, device: torch.device | str | None
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Tensor]]:
     """(arguments, what is told of every layer, tensors by ``"<layer>.<name>"``) of a cache of this kind.
 
+    Args:
+        path: of the file.
+        kind: name of the class that loads it.
+        config: of the model.
+        device: where the tensors go; None: the CPU.
+
     Raises:
-        FileNotFoundError, ValueError: there is no file, or it is no such cache.
+        FileNotFoundError, ValueError: there is no file, or it is no such cache, or of another model.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name).to(device or "cpu") for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated, or no file of a cache ({error}); save the cache again") from error
     if _FORMAT not in metadata:
@@ -65,6 +74,8 @@ def read_cache(path: Path, kind: str) -> tuple[dict[str, Any], list[dict[str, An
         raise ValueError(f"{path} has version {facts['version']} of the format; this graphlossy reads {_VERSION}")
     if facts["cache"] != kind:
         raise ValueError(f"{path} holds another cache: load it with {facts['cache']}.load")
+    if len(facts["layers"]) != (count := len(DynamicCache(config=config).layers)):
+        raise ValueError(f"{path} is of another model: it has {len(facts['layers'])} layers, this one {count}")
     return facts["arguments"], facts["layers"], tensors
 
 
@@ -75,8 +86,7 @@ def restore_layers(path: Path, layers: list[Any], about: list[dict[str, Any]], t
         ValueError: they are of another model.
     """
     if [type(layer).__name__ for layer in layers] != [facts["kind"] for facts in about]:
-        counts = f"it has {len(about)} layers, this one {len(layers)}" if len(layers) != len(about) else "other layers"
-        raise ValueError(f"{path} is of another model: {counts}")
+        raise ValueError(f"{path} is of another model: other layers")
     for number, (layer, facts) in enumerate(zip(layers, about, strict=True)):
         prefix = f"{number}."
         held = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -129,14 +129,8 @@ class KIVICache(LossyCache):
             ValueError: it is damaged, no file of such a cache, or of another model.
         """
         check_config(config)
-        arguments, about, tensors = read_cache(Path(path), "KIVICache")
-        count = len(DynamicCache(config=config).layers)
-        if len(arguments["widths"]) != count:
-            have = len(arguments["widths"])
-            raise ValueError(f"{path} is of another model: it has {have} layers, this one {count}")
+        arguments, about, tensors = read_cache(Path(path), "KIVICache", config, device)
         cache = cls.of_arguments(config, arguments)
-        if device is not None:
-            tensors = {name: t.to(device) for name, t in tensors.items()}
         restore_layers(Path(path), cache.layers, about, tensors)
         return cache
 

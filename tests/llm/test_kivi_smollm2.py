@@ -74,6 +74,14 @@ def texts(found: Any) -> Tensor:
     return sequences[:, -len(found.logits) :]
 
 
+def row_of(found: Any, row: int) -> Any:
+    """One row of what was generated."""
+    one = copy.copy(found)
+    one.sequences = found.sequences[row : row + 1]
+    one.logits = tuple(step[row : row + 1] for step in found.logits)
+    return one
+
+
 def alike(first: Any, second: Any, within: float) -> None:
     """Logits within a bound and equal tokens, in every row until a near tie: a gap that the bound can turn."""
     assert texts(first).shape == texts(second).shape
@@ -118,10 +126,7 @@ def test_padded_rows_are_what_they_are_alone(model: Any, prompts: list[Tensor], 
         together = generate(model, cache(), ids, 6, attention_mask=mask)
         assert together.past_key_values.own_layers[0].padding == [LENGTHS[0] + more - length for length in LENGTHS]
         for row, one in enumerate(alone):
-            together_row = copy.copy(together)
-            together_row.sequences = together.sequences[row : row + 1]
-            together_row.logits = tuple(step[row : row + 1] for step in together.logits)
-            alike(one, together_row, NOISE)
+            alike(one, row_of(together, row), NOISE)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -197,10 +202,7 @@ def test_a_prefix_is_read_once_for_several_questions(model: Any, prompts: list[T
     prefix.batch_repeat_interleave(2)
     together = generate(model, prefix, both, 4)
     for row, answer in enumerate(answers):
-        one = copy.copy(together)
-        one.sequences = together.sequences[row : row + 1]
-        one.logits = tuple(step[row : row + 1] for step in together.logits)
-        alike(answer, one, NOISE)
+        alike(answer, row_of(together, row), NOISE)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
