@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 from graphlossy.cli._errors import user_errors
 from graphlossy.cli._llm_data import model_place
 from graphlossy.cli._options import path_of, with_json, with_root
+from graphlossy.cli._outliers_options import names_of
 from graphlossy.core._memory import is_out_of_memory
 from graphlossy.core.budget import format_bytes
 from graphlossy.datasets import DatasetError
+from graphlossy.llm._cache_names import GRAMMAR, PLANNED
 from graphlossy.llm.finetune import FinetuneError, load_model, load_tokenizer, position_limit
 from graphlossy.llm.finetune._errors import need
 from graphlossy.train._device import resolve_device
@@ -31,7 +34,21 @@ MODEL = click.option(
 DTYPE = click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
 
 
-@click.command(name="generate", short_help="Write text with a cache in few bits.")
+HELP = f"""
+    Continue a prompt; keys and values are kept in few bits, or those of the tokens that matter.
+
+    \b
+    Caches:
+{textwrap.indent(GRAMMAR, "      ")}
+    \b
+    Examples:
+      graphlossy llm generate --model smollm2 "What is the capital of France?"
+      graphlossy llm generate --model smollm2 --prompt-file notes.txt --cache 2bit --new-tokens 64
+      graphlossy llm generate --model smollm2 --prompt-file long.txt --cache h2o:0.2:0.1+4bit --json
+"""
+
+
+@click.command(name="generate", help=HELP, short_help="Write text with a cache in few bits.")
 @click.argument("prompt", required=False)
 @MODEL
 @with_root
@@ -48,23 +65,6 @@ DTYPE = click.option("--dtype", type=click.Choice(list(DTYPES)), default="float3
 @click.option("--threads", type=click.IntRange(1), help="Of the CPU.")
 @with_json
 def generate_command(**options: Any) -> None:
-    """Continue a prompt; keys and values are kept in few bits, or those of the tokens that matter.
-
-    \b
-    Caches:
-      plain            the model's own
-      8bit 4bit 2bit   in few bits; k4v2 gives keys and values their own; after a minus: r rotates values, wN the
-                       recent tokens that stay, sN the first ones, gN the numbers that share a scale: k4v2-r-w32
-      h2o:0.2:0.1      shares of the prompt that are kept for their attention and for being recent; also tova, snapkv,
-                       expected, knorm, streaming; h2o-p drops tokens of the prompt alone
-      h2o:0.2:0.1+4bit both
-
-    \b
-    Examples:
-      graphlossy llm generate --model smollm2 "What is the capital of France?"
-      graphlossy llm generate --model smollm2 --prompt-file notes.txt --cache 2bit --new-tokens 64
-      graphlossy llm generate --model smollm2 --prompt-file long.txt --cache h2o:0.2:0.1+4bit --json
-    """
     with user_errors(FinetuneError, DatasetError, ValueError):
         found = _generate(options)
     if options["as_json"]:
@@ -176,18 +176,23 @@ class _Watch:
 @click.command(name="plan-kv", short_help="Bytes of keys and values, before anything runs.")
 @MODEL
 @with_root
+@click.option("--caches", callback=names_of, default=",".join(PLANNED), show_default=True, metavar="NAME[,...]",
+              help="See `graphlossy llm generate --help`; the model's own comes of itself.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Texts.")
 @click.option("--length", type=click.IntRange(1), default=8192, show_default=True, help="Tokens of each.")
 @DTYPE
 @with_json
-def plan_command(model: str | None, root: Path | None, batch_size: int, length: int, dtype: str, as_json: bool) -> None:
-    """Tell how many bytes the keys and values of a model take, in full precision and in few bits.
+def plan_command(
+    model: str | None, root: Path | None, caches: list[str], batch_size: int, length: int, dtype: str, as_json: bool
+) -> None:
+    """Tell how many bytes the keys and values of a model take, in full precision and in other caches.
 
     Only the model's config.json is read.
 
     \b
     Examples:
       graphlossy llm plan-kv --model smollm2 --batch-size 8 --length 8192
+      graphlossy llm plan-kv --model smollm2 --caches 4bit,2bit-w32,h2o:0.25:0.25+4bit
       graphlossy llm plan-kv --model my-model --length 32768 --dtype bf16 --json
     """
     from dataclasses import asdict
@@ -201,5 +206,5 @@ def plan_command(model: str | None, root: Path | None, batch_size: int, length: 
             config = config_of.from_pretrained(place)
         except OSError:
             raise FinetuneError(f"no configuration of a model at {place}") from None
-        plan = plan_cache(config, batch_size, length, DTYPES[dtype])
+        plan = plan_cache(config, batch_size, length, DTYPES[dtype], caches)
     click.echo(json.dumps(asdict(plan), indent=2) if as_json else str(plan))

@@ -111,7 +111,7 @@ class EvictingLayer(RowsLayer):
         if self._unseen:
             raise ValueError(
                 f"the last pass of this cache did not go through the attention {ATTENTION!r}, so nothing is known of "
-                "what its tokens are worth"
+                "what its tokens are worth; models that cache a latent, as DeepSeek's do, cannot have this cache"
             )
         self.check_keys(key_states, (*self.positions.shape[:2], self._width))
         new = key_states.shape[-2]
@@ -152,7 +152,7 @@ class EvictingLayer(RowsLayer):
         if drops:
             view = View(self.states, self.positions, self.scores, sums, query, call.module)
             self.scores = self.scorer.scores(view).float().contiguous()
-        self._settle(drops)
+        self.settle(drops)
         return found
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
@@ -189,7 +189,7 @@ class EvictingLayer(RowsLayer):
             return given & real[:, None, None]
         return given.masked_fill(~real[:, None, None], torch.finfo(given.dtype).min)
 
-    def _settle(self, drops: bool) -> None:
+    def settle(self, drops: bool) -> None:
         """Drops what is too much, if ``drops``."""
         count = self.slots
         kept = [min(n, heavy + recent) for n, (heavy, recent) in zip(self.counts, self.limits, strict=True)]

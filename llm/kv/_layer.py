@@ -83,12 +83,17 @@ class RowsLayer(CacheLayerMixin):
         return self.seen * rows * heads * (self.keys.shape[-1] + self.values.shape[-1]) * self.keys.element_size()
 
     def check_keys(self, keys: Tensor, have: Sequence[int]) -> None:
-        """Raises ValueError where keys [B, H, q, D] are not of ``have`` = (B, H, D)."""
+        """Raises ValueError where keys [B, H, q, D] are not of ``have`` = (B, H, D), or narrower than what is held."""
         batch, heads, _, width = keys.shape
         if (batch, heads, width) != tuple(have):
             raise ValueError(
                 f"this cache holds {have[0]} rows of {have[1]} heads of {have[2]}, and was given keys of {batch} rows "
                 f"of {heads} heads of {width}: use a new cache for another batch or model, or reset() this one"
+            )
+        if torch.promote_types(keys.dtype, self.dtype) != keys.dtype:
+            raise ValueError(
+                f"this cache holds {self.dtype}, and was given keys of {keys.dtype}: run the model in {self.dtype}, or "
+                "read the text anew"
             )
 
 

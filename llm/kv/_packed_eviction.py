@@ -80,10 +80,10 @@ class PackedEvictingLayer(EvictingLayer):
         index = place.clamp(0, self.slots - 1)[:, None].expand_as(weights)
         return weights.new_zeros(self.scores.shape).scatter_add_(2, index, weights * valid[:, None])
 
-    def _settle(self, drops: bool) -> None:
+    def settle(self, drops: bool) -> None:
         store = self.store
         if not store.seen:
-            super()._settle(drops)
+            super().settle(drops)
             store.padding = [self.slots - n for n in self.counts]
             keys, values = self.keys, self.values
             self.keys, self.values = keys[..., :0, :].clone(), values[..., :0, :].clone()

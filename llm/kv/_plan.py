@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from graphlossy.core.budget import format_bytes
-from graphlossy.llm.kv._kivi import KIVICache
+from graphlossy.llm._cache_names import PLANNED
+from graphlossy.llm.kv._evicting_layer import EvictingLayer
 from graphlossy.llm.kv._layer import RowsLayer
-from graphlossy.llm.kv._lossy_cache import check_config, layer_bytes
+from graphlossy.llm.kv._lossy_cache import LossyCache, check_config, layer_bytes
+from graphlossy.llm.kv.schemes import CacheScheme, parse_cache
 
-__all__ = ["SCHEMES", "CachePlan", "CacheRow", "plan_cache"]
-
-# Arguments of KIVICache; None: the model's own cache.
-SCHEMES: dict[str, dict[str, Any] | None] = {
-    "plain": None,
-    "8-bit": {"bits": 8},
-    "4-bit": {"bits": 4},
-    "keys 4, values 2, rotated": {"bits": 4, "value_bits": 2, "rotate_values": True},
-    "2-bit": {"bits": 2},
-}
+__all__ = ["CachePlan", "CacheRow", "plan_cache"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +25,11 @@ class CacheRow:
 
     Attributes:
         scheme: its name.
-        nbytes: bytes of all layers: codes, scales and offsets, windows and sinks, layers that are not packed.
+        nbytes: bytes of all layers: codes, scales and offsets, windows and sinks, scores and positions, layers of the
+            model's own.
         kinds: the same by ``packed``, ``metadata``, ``window``, ``sinks`` and ``plain``.
         ratio: how many times less than the model's own cache.
-        bits_per_number: bits of one number of a key or value.
+        bits_per_number: bits of one number of a key or value of the text, dropped ones included.
     """
 
     scheme: str
@@ -80,9 +74,9 @@ def plan_cache(
     batch_size: int = 1,
     length: int = 8192,
     dtype: torch.dtype = torch.float16,
-    schemes: Mapping[str, Mapping[str, Any] | None] | None = None,
+    caches: Sequence[str | CacheScheme] = PLANNED,
 ) -> CachePlan:
-    """Bytes of the cache of a model, for every scheme; exact, since the caches are fed tensors without numbers.
+    """Bytes of every cache of a model, after a text is read at once; exact, as they are fed tensors without numbers.
 
     The states of linear attention, which do not grow with the text, are not in it.
 
@@ -91,41 +85,44 @@ def plan_cache(
         batch_size: texts.
         length: tokens of each.
         dtype: of the model.
-        schemes: names and arguments of :class:`graphlossy.llm.KIVICache`, None for the model's own cache.
+        caches: names, as ``graphlossy llm generate --help`` explains them, or what
+            :func:`graphlossy.llm.kv.schemes.parse_cache` made of them; the model's own comes first of itself.
 
     Raises:
         TypeError: ``config`` is no configuration of transformers.
-        ValueError: a number is below 1, or the arguments of a scheme are not allowed.
+        ValueError: a number is below 1, or there is no such cache, or none for this model.
 
     Example:
         >>> from transformers import LlamaConfig
-        >>> plan = plan_cache(LlamaConfig(num_key_value_heads=8), batch_size=4, length=8192)
-        >>> print(plan)
+        >>> config = LlamaConfig(num_key_value_heads=8)
+        >>> print(plan_cache(config, batch_size=4, length=8192, caches=["4bit", "2bit", "h2o:0.25:0.25+4bit"]))
         4 x 8192 tokens
-                                        bytes    less  bits
-        plain                         4.0 GiB   1.00x  16.00
-        8-bit                         2.3 GiB   1.75x  9.14
-        4-bit                         1.3 GiB   3.07x  5.21
-        keys 4, values 2, rotated     1.1 GiB   3.78x  4.23
-        2-bit                       833.0 MiB   4.92x  3.25
+                                 bytes    less  bits
+        plain                  4.0 GiB   1.00x  16.00
+        4bit                   1.3 GiB   3.07x  5.21
+        2bit                 833.0 MiB   4.92x  3.25
+        h2o:0.25:0.25+4bit   727.0 MiB   5.63x  2.84
     """
     check_config(config)
     for name, value in (("batch_size", batch_size), ("length", length)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    schemes = [parse_cache(cache) if isinstance(cache, str) else cache for cache in caches]
     text = config.get_text_config(decoder=True)
+    shapes = [(batch_size, heads, length, width) for heads, width in _heads(text)]
     found: list[tuple[str, dict[str, int], int]] = []
-    for scheme, arguments in {"plain": None, **(SCHEMES if schemes is None else schemes)}.items():
-        cache: Cache = DynamicCache(config=config) if arguments is None else KIVICache(config, **arguments)
+    for scheme in [CacheScheme("plain"), *(s for s in schemes if s.name != "plain")]:
+        cache = scheme.make(config)
         numbers = 0
         for layer in cache.layers:
             if not isinstance(layer, (RowsLayer, DynamicLayer)):  # linear attention, or layers that share another's
                 continue
-            shapes = [(batch_size, heads, length, width) for heads, width in _heads(text)]
             states = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
             layer.update(*states)
+            if isinstance(layer, EvictingLayer):
+                layer.settle(True)
             numbers += sum(t.numel() for t in _kept(layer, states))
-        found.append((scheme, _kinds(cache), numbers))
+        found.append((scheme.name, _kinds(cache), numbers))
     plain = sum(found[0][1].values())
     rows = []
     for scheme, kinds, numbers in found:
@@ -150,9 +147,9 @@ def _kept(layer: Any, states: list[torch.Tensor]) -> list[torch.Tensor]:
     return states if not getattr(layer, "is_sliding", False) else [layer.keys, layer.values]
 
 
-def _kinds(cache: Any) -> dict[str, int]:
+def _kinds(cache: Cache) -> dict[str, int]:
     kinds: dict[str, int] = {}
-    for layer in cache.bytes_by_layer() if isinstance(cache, KIVICache) else map(layer_bytes, cache.layers):
+    for layer in cache.bytes_by_layer() if isinstance(cache, LossyCache) else map(layer_bytes, cache.layers):
         for kind, count in layer.items():
             kinds[kind] = kinds.get(kind, 0) + count
     return kinds

@@ -18,8 +18,8 @@ def attention_sums(
     Args:
         query: [B, heads, Q, D].
         keys: [B, H, K, D].
-        mask: bool [B, 1, Q, K], False where a query does not see a key; a query that sees none counts for nothing.
-            None: causal, the last query sees all.
+        mask: bool [B, 1 or heads, Q, K], False where a query does not see a key; a query that sees none counts for
+            nothing. None: causal, the last query sees all.
         scaling: factor of the products.
         softcap: c of c tanh(x / c), applied to the products; 0: none.
         last: only the last so many queries; None: all.
@@ -43,7 +43,7 @@ def attention_sums(
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
         if mask is not None:
-            seen = mask[:, :, None, start : start + rows]
+            seen = mask[:, :, start : start + rows].unflatten(1, (min(shared, mask.shape[1]), -1))
         else:
             place = torch.arange(start, start + rows, device=keys.device) + count - queries
             seen = (columns <= place[:, None])[None, None, None]

@@ -8,22 +8,12 @@ from typing import Any
 
 from transformers.cache_utils import Cache, DynamicCache
 
+from graphlossy.llm._cache_names import GRAMMAR
 from graphlossy.llm.kv._eviction import EvictionCache
 from graphlossy.llm.kv._kivi import KIVICache
 from graphlossy.llm.kv.scorers import H2O, TOVA, ExpectedAttention, Knorm, Scorer, SnapKV, StreamingLLM
 
-__all__ = ["GRAMMAR", "CacheScheme", "parse_cache"]
-
-GRAMMAR = """\
-plain             the model's own cache
-8bit 4bit 2bit    keys and values in few bits (also 1bit, 3bit)
-k4v2              other bits for keys and for values; after a minus: r rotates values, wN the recent tokens that stay,
-                  sN the first tokens that stay, gN the numbers that share a scale: k4v2-r-w32
-h2o:0.2:0.1       the share of the prompt that is kept for its scores, and of the most recent tokens (0.1 each if not
-                  said; whole numbers are tokens); also tova, snapkv, expected, knorm, streaming; h2o-p drops tokens of
-                  the prompt alone
-h2o:0.2:0.1+4bit  both
-"""
+__all__ = ["CacheScheme", "parse_cache"]
 
 _SCORERS: dict[str, type[Scorer]] = {
     "h2o": H2O, "tova": TOVA, "snapkv": SnapKV, "expected": ExpectedAttention, "knorm": Knorm,
@@ -62,7 +52,7 @@ class CacheScheme:
 
 
 def parse_cache(name: str) -> CacheScheme:
-    """The cache of a name, see `GRAMMAR`.
+    """The cache of a name; ``graphlossy llm generate --help`` has the names.
 
     Raises:
         ValueError: no cache has this name.

@@ -60,6 +60,7 @@ def test_bars_of_the_table() -> None:
         return {"dataset": dataset, "method": method, "auc": spread(auc), "status": {status: 1}}
 
     rows = [row("books", "lof", 0.3652), row("inj_cora", "lof", 0.71), row("books", "scan", 0.5, "failed")]
+    rows += [row("gen_1000", "lof", 0.5), row("gen_1000", "scan", 0.5)]  # of another call: not asked for here
     found = {
         bar["what"]: bar for bar in outliers_table.bars(rows, ["books", "inj_cora"], ["lof", "scan"], [True, False])
     }

@@ -101,10 +101,14 @@ def test_no_model() -> None:
 
 def test_plan(llama: Path) -> None:
     found = run("plan-kv", "--model", llama, "--batch-size", 3, "--length", 1000, "--dtype", "fp16")
-    assert found.exit_code == 0 and found.stdout.startswith("3 x 1000 tokens") and "keys 4, values 2" in found.stdout
+    assert found.exit_code == 0 and found.stdout.startswith("3 x 1000 tokens") and "k4v2-r" in found.stdout
     told = json.loads(run("plan-kv", "--model", llama, "--batch-size", 3, "--length", 1000, "--json").stdout)
     assert told["rows"][0]["nbytes"] == 3 * 1000 * 2 * 2 * 32 * 4
     assert told["rows"][0]["bits_per_number"] == 32
+    told = json.loads(run("plan-kv", "--model", llama, "--caches", "h2o:0.2:0.1+4bit", "--json").stdout)
+    assert [row["scheme"] for row in told["rows"]] == ["plain", "h2o:0.2:0.1+4bit"]
+    found = run("plan-kv", "--model", llama, "--caches", "5bits")
+    assert found.exit_code == 2 and "no cache has the name '5bits'" in found.output and "Traceback" not in found.output
 
 
 def test_help_shows_examples() -> None:

@@ -114,6 +114,17 @@ def test_sums_of_attention_a_few_queries_at_a_time(
             assert torch.allclose(found, expected, atol=1e-5)
 
 
+def test_sums_where_every_head_has_a_mask_of_its_own() -> None:
+    q, k, _ = drawn(2, 30)
+    mask = torch.ones(2, HEADS * GROUP, 30, 30, dtype=torch.bool).tril()
+    mask &= torch.rand(mask.shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    mask[:, 1, 4] = False  # a query that sees nothing
+    scores = q.view(2, HEADS, GROUP, 30, WIDTH) @ k[:, :, None].transpose(-1, -2)
+    planes = mask.view_as(scores)
+    expected = torch.softmax(scores.masked_fill(~planes, -torch.inf), -1).nan_to_num().sum((2, 3))
+    assert torch.allclose(_sums.attention_sums(q, k, mask, 1.0), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: type(scorer).__name__)
 def test_a_padded_row_keeps_what_it_would_alone(scorer: scorers.Scorer) -> None:
     model, draw = model_of("llama"), torch.Generator().manual_seed(1)

@@ -13,10 +13,12 @@ from torch import Tensor
 transformers = pytest.importorskip("transformers")
 from kv_models import FAMILIES, generate, model_of, prompt, small  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import DynamicCache  # noqa: E402
 
 from graphlossy.llm import EvictionCache, KIVICache, plan_cache  # noqa: E402
 from graphlossy.llm.kv import scorers  # noqa: E402
+from graphlossy.llm.kv._quality import with_attention  # noqa: E402
+from graphlossy.llm.kv.schemes import CacheScheme  # noqa: E402
+from graphlossy.llm.kv.scorers import H2O, Knorm  # noqa: E402
 
 
 def started(family: str, **options: Any) -> tuple[Any, Tensor, Tensor, Any]:
@@ -91,6 +93,25 @@ def test_an_eviction_that_cannot_be_loaded(tmp_path: Path) -> None:
         EvictionCache.load(tmp_path / "own", FAMILIES["gemma3"](), scorer=Oldest())
 
 
+@pytest.mark.parametrize("kind", ["kivi", "plain", "packed"])
+def test_a_file_of_a_wider_dtype_is_refused(kind: str, tmp_path: Path) -> None:
+    model, ids, _, cache = started("llama")
+    model.set_attn_implementation("graphlossy")
+    if kind != "kivi":
+        cache = eviction(model.config, kind)
+        with torch.no_grad():
+            model(ids, past_key_values=cache)
+    cache.save(tmp_path / "cache")
+    again = type(cache).load(tmp_path / "cache", model.config)
+    half = model_of("llama").to(torch.bfloat16)
+    half.set_attn_implementation("graphlossy")
+    with pytest.raises(
+        ValueError, match=r"holds torch.float32, and was given keys of torch.bfloat16: run the model in"
+    ):
+        half(ids[:, :1], past_key_values=again)
+    assert again.get_seq_length() == 40
+
+
 def test_layers_of_their_own_and_an_empty_cache(tmp_path: Path) -> None:
     model, _, _, cache = started("llama", per_layer={0: None})
     cache.save(tmp_path / "a")
@@ -139,22 +160,32 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     assert (tmp_path / "cache").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
+SMALL = {"group_size": 8, "residual_length": 8, "sinks": 2}
+PLANNED = [
+    CacheScheme("2", packing={"bits": 2, **SMALL}),
+    CacheScheme("own", packing={"per_layer": {0: 8, 1: 3}}),
+    CacheScheme("few", H2O(), {"heavy": 0.25, "recent": 0.1}),
+    CacheScheme("few tokens", Knorm(), {"heavy": 20, "recent": 10}),
+    CacheScheme("both", H2O(), {"heavy": 0.25, "recent": 0.25}, {"bits": 4, **SMALL}),
+]
+
+
 @pytest.mark.parametrize("length", [1, 7, 40, 200])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plan_tells_the_bytes_of_the_real_cache(family: str, length: int) -> None:
     model, ids = model_of(family), prompt(3, length)
-    schemes = {"2": {"bits": 2, "group_size": 8, "residual_length": 8, "sinks": 2}, "own": {"per_layer": {0: 8, 1: 3}}}
-    if family in ("gemma2", "gemma3"):
-        schemes.pop("own")
+    sliding = family in ("gemma2", "gemma3")  # whose own layers are longer than the text in a plan
+    latent = family == "deepseek_v3"  # of which nothing can be dropped
+    schemes = [s for s in PLANNED if not (sliding and s.name == "own" or latent and s.scorer)]
     plan = plan_cache(model.config, 3, length, torch.float32, schemes)
-    for name, arguments in {"plain": None, **schemes}.items():
-        cache = DynamicCache(config=model.config) if arguments is None else KIVICache(model.config, **arguments)
-        with torch.no_grad():
+    for scheme in [CacheScheme("plain"), *schemes]:
+        cache = scheme.make(model.config)
+        with torch.no_grad(), with_attention(model, cache):
             model(ids, past_key_values=cache)
-        if arguments is not None:
-            assert cache.nbytes == plan[name].nbytes
-        elif family not in ("gemma2", "gemma3"):
-            assert plan[name].nbytes == sum(4 * (x.keys.numel() + x.values.numel()) for x in cache.layers)
+        if scheme.name != "plain":
+            assert cache.nbytes == plan[scheme.name].nbytes, scheme.name
+        elif not sliding:
+            assert plan["plain"].nbytes == sum(4 * (x.keys.numel() + x.values.numel()) for x in cache.layers)
     assert plan["plain"].bits_per_number == 32
 
 
@@ -168,7 +199,7 @@ def test_a_plan_tells_the_bytes_of_the_real_cache(family: str, length: int) -> N
     ids=["falcon", "big code", "linear attention"],
 )
 def test_plans_of_other_families(config: Any, numbers: int) -> None:
-    assert plan_cache(config, 1, 100, torch.float16, {})["plain"].nbytes == 2 * numbers
+    assert plan_cache(config, 1, 100, torch.float16, [])["plain"].nbytes == 2 * numbers
 
 
 def test_what_a_plan_refuses() -> None:
@@ -178,6 +209,8 @@ def test_what_a_plan_refuses() -> None:
     with pytest.raises(TypeError, match="model's configuration"):
         plan_cache("smollm2")
     with pytest.raises(ValueError, match="key_bits must be one of"):
-        plan_cache(config, schemes={"x": {"bits": 7}})
-    with pytest.raises(KeyError, match="no scheme '3-bit' in this plan; it has plain, 8-bit"):
-        plan_cache(config, 1, 9)["3-bit"]
+        plan_cache(config, caches=["7bit"])
+    with pytest.raises(ValueError, match="no cache has the name '4-bit'"):
+        plan_cache(config, caches=["4-bit"])
+    with pytest.raises(KeyError, match="no scheme '3bit' in this plan; it has plain, 8bit"):
+        plan_cache(config, 1, 9)["3bit"]
