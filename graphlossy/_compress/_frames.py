@@ -10,7 +10,7 @@ import torch
 from graphlossy._compress import _rules
 from graphlossy._compress._rules import Rule
 
-__all__ = ["COMPILED", "OUTSIDE", "UNKNOWN", "Frame", "frame_of"]
+__all__ = ["COMPILED", "OURS", "OUTSIDE", "UNKNOWN", "Frame", "frame_of"]
 
 
 class Frame(NamedTuple):
@@ -30,7 +30,7 @@ COMPILED = Frame("compiled", _rules.COMPILED, (), {})
 UNKNOWN = Frame("unknown", _rules.COMPILED, (), {})
 # Saved by an autograd function of graphlossy, which has done what there is to do; one that leaves it to compress, as a
 # user's function would, says packs_itself = False.
-_OURS = Frame("graphlossy", _rules.EXACT, (), {})
+OURS = Frame("graphlossy", _rules.EXACT, (), {})
 
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
@@ -48,4 +48,4 @@ def frame_of(caller: FrameType) -> Frame:
     if name == "CompiledFunction":  # a compiled function inside the model
         return COMPILED
     ours = getattr(function, "__module__", "").startswith("graphlossy.") and getattr(function, "packs_itself", True)
-    return _OURS if ours else OUTSIDE
+    return OURS if ours else OUTSIDE

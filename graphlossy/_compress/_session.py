@@ -35,7 +35,7 @@ from graphlossy._compress._codecs import (
     dense_order,
     squeeze_expanded,
 )
-from graphlossy._compress._frames import COMPILED, OUTSIDE, UNKNOWN, Frame, frame_of
+from graphlossy._compress._frames import COMPILED, OURS, OUTSIDE, UNKNOWN, Frame, frame_of
 from graphlossy._compress._intercept import Interceptor
 from graphlossy._compress._modules import ModuleStack
 from graphlossy._compress._recompute import KnownTensors
@@ -270,7 +270,7 @@ class Session(TorchFunctionMode):
         """Whether ``t``, which needs no gradient, was handed in from outside (and so lives whatever we do)."""
         if self._was_made_here(t):
             return False
-        if frame in (OUTSIDE, UNKNOWN):
+        if frame in (OUTSIDE, UNKNOWN, OURS):
             return True
         address = address_of(t)
         return any(address_of(a) == address for a in (*frame.args, *frame.kwargs.values()))

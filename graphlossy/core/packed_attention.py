@@ -56,7 +56,8 @@ def packed_attention(
 
     Raises:
         TypeError: a tensor is of another type.
-        ValueError: shapes do not fit together, or ``tokens.rows`` tells of tokens that are not there (on the CPU).
+        ValueError: shapes do not fit together, tensors are on several devices, or ``tokens.rows`` tells of tokens that
+            are not there (on the CPU).
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return torch.ops.graphlossy.packed_attention(query, *tokens, mask, scaling, softcap, sums)
@@ -104,6 +105,11 @@ def _check(query: Tensor, tokens: PackedTokens, mask: Tensor | None) -> None:
             raise ValueError(
                 f"mask must be [{batch}, positions, tokens] of positions that divide {queries}, got {tuple(mask.shape)}"
             )
+    # A kernel that is given an address of another device would end the process's use of CUDA.
+    others = {t.device for t in (*packed, *full_states, tokens.rows, *(() if mask is None else (mask,)))}
+    if others - {query.device}:
+        places = ", ".join(sorted(map(str, others)))
+        raise ValueError(f"keys, values, rows and mask must be on {query.device}, the query's, got {places}")
 
 
 def _reference(query: Tensor, *rest: Any) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from torch import nn
 import graphlossy
 from graphlossy._compress import _codecs
 from graphlossy._compress._codecs import LowBit
+from graphlossy.autograd import CSRGraph, spmm_linear
 
 
 def test_what_is_kept_after_it_was_computed_again_counts() -> None:
@@ -35,6 +36,23 @@ def test_a_parameter_that_is_frozen_costs_nothing() -> None:
     with graphlossy.compress(bits=None) as ledger:
         layer(x).sum()
     assert ledger.saved_bytes == ledger.plain_bytes == 0
+
+
+def test_the_arrays_of_a_graph_that_was_there_before_cost_nothing() -> None:
+    x, weight = torch.randn(90, 8), torch.randn(8, 8, requires_grad=True)
+    edges, values = torch.randint(90, (2, 2000)), torch.rand(2000)
+    graph = CSRGraph(edges, values, 90, 90)
+
+    def saved(graph: CSRGraph, bits: int | None) -> int:
+        with graphlossy.compress(bits=bits) as ledger:
+            spmm_linear(graph, F.linear(x, weight), weight).sum().backward()
+        return ledger.saved_bytes
+
+    for bits in (None, 2):
+        first, second = saved(graph, bits), saved(graph, bits)
+        fresh = CSRGraph(edges, values, 90, 90)
+        arrays = sum(t.numel() * t.element_size() for t in fresh.transpose_pattern()) + 4 * 2000
+        assert second <= first and saved(CSRGraph(edges, values, 90, 90), bits) == second + arrays  # made in the pass
 
 
 @pytest.mark.parametrize("recompute", [False, True])

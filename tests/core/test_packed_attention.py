@@ -187,6 +187,12 @@ def test_wrong_tensors() -> None:
         packed_attention(query, tokens, torch.zeros(2, 1, 200))
     with pytest.raises(ValueError, match="positions that divide 3"):
         packed_attention(query, tokens, torch.zeros(2, 2, 200, dtype=torch.bool))
+    for elsewhere in (
+        tokens._replace(rows=tokens.rows.to("meta")),
+        tokens._replace(keys=[t.to("meta") for t in tokens.keys]),
+    ):
+        with pytest.raises(ValueError, match="must be on cpu, the query's, got .*meta"):
+            packed_attention(query, elsewhere)
     if _cpu.kernels is not None:
         with pytest.raises(ValueError, match="a mask of 5 tokens"):
             packed_attention(query, tokens, torch.zeros(2, 1, 5, dtype=torch.bool))

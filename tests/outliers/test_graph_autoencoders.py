@@ -221,14 +221,28 @@ def test_guides_attention_attends_to_differences() -> None:
     data, _, _ = planted(30)
     graph, detector = prepare(data), GUIDE()
     detector._count_motifs(graph)
-    layer, s = _AttentionLayer(5, 3), torch.randn(30, 5)
+    layer, s = _AttentionLayer(5, 3, None), torch.randn(30, 5)
     message = layer.other(s)
     reach = ((graph.dense_adjacency().t() + torch.eye(30)) > 0).float()  # rows are targets
     logit = ((message[:, None] - message[None]) @ layer.attention).masked_fill(reach == 0, -torch.inf)
     expected = layer.own(s) + logit.softmax(1) @ message
-    torch.testing.assert_close(layer(s, detector._looped), expected)
+    found = layer(s, detector._looped)
+    torch.testing.assert_close(found, expected)
+    weight, trained = torch.randn(30, 3), list(layer.parameters())
+    for mine, theirs in zip(
+        torch.autograd.grad((found * weight).sum(), trained),
+        torch.autograd.grad((expected * weight).sum(), trained),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
     huge = layer(1e4 * s, detector._looped)
     assert bool(torch.isfinite(huge).all())
+
+
+def test_guide_keeps_nothing_for_an_edge() -> None:
+    x, few, many = torch.rand(200, 8), torch.randint(200, (2, 400)), torch.randint(200, (2, 8000))
+    sparse, dense = (GUIDE(epoch=2, hid_dim=8, seed=0, bits=2).fit(Data(x=x, edge_index=e)) for e in (few, many))
+    assert sparse.saved_bytes_ == dense.saved_bytes_
 
 
 def test_conad_without_contrast_is_dominant() -> None:

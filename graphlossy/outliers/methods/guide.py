@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphlossy.autograd import CSRGraph, spmm
+from graphlossy.autograd import CSRGraph, gat_attention
 from graphlossy.outliers._checks import Graph, check_number, coalesced
 from graphlossy.outliers._deep import DeepDetector
 from graphlossy.outliers._layers import GCN, split_layers
@@ -18,64 +18,61 @@ from graphlossy.outliers.structure import attribute_error
 __all__ = ["GUIDE"]
 
 
-class _Looped:
-    """The edges of a graph and one from each node to itself, sorted by target: (target, source) [2, E + N], and A."""
-
-    def __init__(self, graph: Graph, device: str) -> None:
-        nodes = torch.arange(graph.num_nodes, device=graph.device)
-        both = torch.cat([graph.edge_index.flip(0), torch.stack([nodes, nodes])], 1)
-        self.ends = coalesced(both, graph.num_nodes).to(device)
-        self.graph = CSRGraph(self.ends.flip(0), None, graph.num_nodes, graph.num_nodes)
+def _looped(graph: Graph, device: str) -> CSRGraph:
+    """The edges of a graph and one from each node to itself, from neighbours to the nodes that attend to them."""
+    nodes = torch.arange(graph.num_nodes, device=graph.device)
+    edges = coalesced(torch.cat([graph.edge_index.flip(0), torch.stack([nodes, nodes])], 1), graph.num_nodes)
+    return CSRGraph(edges.flip(0).to(device), None, graph.num_nodes, graph.num_nodes)
 
 
 class _AttentionLayer(nn.Module):
     """W1 s_i + sum_j a_ij W2 s_j over the neighbours j of i and i itself, a_ij = softmax_j of v . W2 (s_i - s_j).
 
-    The graph node attention of GUIDE which attends to differences. v . W2 s_i is the same for all j, so
-    the softmax does not depend on it and no difference is ever formed: what is made for an edge is one number.
+    The graph node attention of GUIDE which attends to differences. v . W2 s_i is the same for all j, so the softmax
+    does not depend on it: this is graph attention with the scores -v . W2 s_j, of which nothing is kept for an edge.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, bits: int | None) -> None:
         super().__init__()
         self.own = nn.Linear(in_channels, out_channels)
         self.other = nn.Linear(in_channels, out_channels)
         self.attention = nn.Parameter(torch.randn(out_channels))
+        self.bits = bits
 
-    def forward(self, s: Tensor, looped: _Looped) -> Tensor:
-        message, (target, source) = self.other(s), looped.ends
-        logit = -(message @ self.attention)[source]
-        top = logit.detach().new_zeros(s.size(0)).scatter_reduce(0, target, logit.detach(), "amax", include_self=False)
-        share = (logit - top[target]).exp()
-        share = share / torch.zeros_like(top).index_add(0, target, share)[target]
-        return self.own(s) + spmm(looped.graph.with_weight(share), message)
+    def forward(self, s: Tensor, looped: CSRGraph) -> Tensor:
+        scores = -self.attention.view(1, 1, -1)
+        found = gat_attention(looped, self.other(s).unsqueeze(1), scores, None, negative_slope=1.0, bits=self.bits)
+        return self.own(s) + found.squeeze(1)
 
 
 class _Attention(nn.Module):
     """Layers of it, each followed by dropout and ReLU."""
 
-    def __init__(self, widths: list[int], dropout: float) -> None:
+    def __init__(self, widths: list[int], dropout: float, bits: int | None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_AttentionLayer(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(_AttentionLayer(a, b, bits) for a, b in zip(widths, widths[1:], strict=False))
         self.dropout = dropout
 
-    def forward(self, s: Tensor, looped: _Looped) -> Tensor:
+    def forward(self, s: Tensor, looped: CSRGraph) -> Tensor:
         for layer in self.layers:
             s = F.relu(F.dropout(layer(s, looped), self.dropout, self.training))
         return s
 
 
 class _Network(nn.Module):
-    def __init__(self, num_features: int, hid_dim: int, hid_s: int, num_layers: int, dropout: float) -> None:
+    def __init__(
+        self, num_features: int, hid_dim: int, hid_s: int, num_layers: int, dropout: float, bits: int | None
+    ) -> None:
         super().__init__()
         encoding, decoding = split_layers(num_layers)
         self.num_features = num_features
         self.attribute_encoder = GCN(num_features, hid_dim, hid_dim, encoding, dropout)
         self.attribute_decoder = GCN(hid_dim, hid_dim, num_features, decoding, dropout)
         motifs = len(MOTIFS)
-        self.structure_encoder = _Attention([motifs, *[hid_s] * encoding], dropout)
-        self.structure_decoder = _Attention([*[hid_s] * decoding, motifs], dropout)
+        self.structure_encoder = _Attention([motifs, *[hid_s] * encoding], dropout, bits)
+        self.structure_decoder = _Attention([*[hid_s] * decoding, motifs], dropout, bits)
 
-    def forward(self, graph: Graph, motifs: Tensor, looped: _Looped) -> tuple[Tensor, Tensor]:
+    def forward(self, graph: Graph, motifs: Tensor, looped: CSRGraph) -> tuple[Tensor, Tensor]:
         rebuilt = self.attribute_decoder(self.attribute_encoder(graph.x, graph.gcn_adjacency), graph.gcn_adjacency)
         return rebuilt, self.structure_decoder(self.structure_encoder(motifs, looped), looped)
 
@@ -132,10 +129,10 @@ class GUIDE(DeepDetector):
 
     def _count_motifs(self, graph: Graph) -> None:
         self._motifs = motif_degrees(graph).float().to(self.device)
-        self._looped = _Looped(graph, self.device)
+        self._looped = _looped(graph, self.device)
 
     def _build(self, graph: Graph) -> nn.Module:
-        return _Network(graph.num_features, self.hid_dim, self.hid_s, self.num_layers, self.dropout)
+        return _Network(graph.num_features, self.hid_dim, self.hid_s, self.num_layers, self.dropout, self.bits)
 
     def _loss(self, module: nn.Module, graph: Graph) -> tuple[Tensor, Tensor]:
         rebuilt, motifs = module(graph, self._motifs, self._looped)
