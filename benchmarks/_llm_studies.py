@@ -89,18 +89,20 @@ def _ratio(row: dict[str, Any], name: str) -> str:
 
 def caches(data: dict[str, Any]) -> Iterator[str]:
     """How far a model with each cache is from itself with the full one, and the bytes."""
-    body = []
+    body, bits = [], data["bits_of_long"]
     for name, row in data["summary"].items():
         change = "" if name == "plain" else f"{100 * row['perplexity_change']:+.1f} %"
         body.append([
             f"`{name}`", f"{row['kl']['mean']:.4f} ± {row['kl']['std']:.4f}", f"{100 * row['agreement']:.1f} %",
             f"{row['perplexity']:.3f}", change, f"{row['times_less']['mean']:.2f}",
+            f"{bits[name]:.2f}" if name in bits else "",
         ])  # fmt: skip
     size, words = data["settings"], data["summary"]["plain"]["words"]
     texts = f"{size['texts']} texts of {size['prompt']} + {size['scored']} tokens, {words:,} scored words"
     yield f"{size['model']}, {texts}:\n\n" + markdown(
-        ["", "KL to the full cache", "top-1 agreement", "perplexity", "change", "x fewer bytes than 16 bits"], body
-    )
+        ["", "KL to the full cache", "top-1 agreement", "perplexity", "change", "x fewer bytes than 16 bits",
+         "bits of a number of 8,192 tokens"], body
+    )  # fmt: skip
 
 
 def greedy(data: dict[str, Any]) -> Iterator[str]:

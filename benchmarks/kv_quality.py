@@ -28,7 +28,7 @@ same. KL, agreement and perplexity are over the same words for every cache, diff
 text. Bytes are counted at 2 bytes a number for what is in full precision, as in a 16-bit model, at the end of a text
 (mean over texts), beside 2 bytes for every key and value. A -p in the name of a cache that drops tokens: of the prompt
 alone. Rows of transformers need optimum-quanto or hqq; one that is not installed is left out, and said so. A stopped
-run goes on with the texts that are missing."""
+run goes on with the texts that are missing. Bits of a number of 8,192 tokens are those of graphlossy.llm.plan_cache."""
 
 SCHEMES = (
     "8bit", "4bit", "4bit-w32", "4bit-w32-s0", "k4v2-w32", "k4v2-r-w32", "2bit", "2bit-w32", "2bit-r-w32",
@@ -36,6 +36,9 @@ SCHEMES = (
     "tova-p:0.1:0.1", "snapkv:0.1:0.1", "expected:0.1:0.1", "knorm-p:0.1:0.1", "h2o:0.1:0.1", "h2o:0.25:0.25+4bit-w32",
     "streaming:4:0.197", *PEERS,
 )  # fmt: skip
+
+
+LONG = 8192  # tokens, of which the bits of a number are told
 
 
 def texts(folder: str | None, count: int, length: int, vocabulary: int) -> Tensor:
@@ -75,8 +78,8 @@ def summarize(runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def bars(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """KL, perplexity and bytes of the recipes."""
+def bars(rows: dict[str, dict[str, Any]], bits: dict[str, float]) -> list[dict[str, Any]]:
+    """KL, perplexity and bytes of the recipes; ``bits`` of a number of a long text, by cache."""
 
     def of(name: str, *keys: str) -> float | None:
         found: Any = rows.get(name)
@@ -92,6 +95,7 @@ def bars(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         _report.bar("keys 4, values 2: times fewer bytes", of("k4v2-r-w32", "times_less", "mean"), "at least", 3.5),
         _report.bar("2 bits + sinks: perplexity", of("2bit-w32", "perplexity_change"), "at most", 0.16),
         _report.bar("2 bits + sinks: times fewer bytes", of("2bit-w32", "times_less", "mean"), "at least", 4.4),
+        _report.bar(f"2 bits + sinks: bits of a number of {LONG:,} tokens", bits.get("2bit-w32"), "at most", 3.2),
         _report.bar("H2O 50 % + 4 bits: KL", of("h2o-p:0.25:0.25+4bit-w32", "kl", "mean"), "at most", 0.015),
         _report.bar(
             "H2O 50 % + 4 bits: times fewer bytes", of("h2o-p:0.25:0.25+4bit-w32", "times_less", "mean"), "at least", 5
@@ -117,8 +121,9 @@ def main(argv: list[str] | None = None) -> None:
     args = made.parse_args(argv)
     if args.model is None and not args.tiny:
         made.error("--model: give the folder of a model; `graphlossy datasets prepare smollm2` makes one")
+    from graphlossy.llm.kv import plan_cache
     from graphlossy.llm.kv._quality import compare_caches
-    from graphlossy.llm.kv.schemes import parse_cache
+    from graphlossy.llm.kv.schemes import CacheScheme, parse_cache
 
     try:
         names = args.schemes.split(",") if args.schemes else SCHEMES
@@ -135,6 +140,9 @@ def main(argv: list[str] | None = None) -> None:
     data["runs"] = _report.earlier(args.out, data, args.fresh).get("runs", {})
     model: Any = load(args.model, 0).eval()
     schemes = installed(schemes, model.config, data)
+    named = [scheme for scheme in schemes if isinstance(scheme, CacheScheme)]
+    plan = plan_cache(model.config, 1, LONG, torch.float16, named)
+    data["bits_of_long"] = {row.scheme: row.bits_per_number for row in plan.rows}
     ids = texts(args.model, count, prompt + scored + 1, model.config.vocab_size)
     for number, one in enumerate(ids):
         missing = [scheme for scheme in schemes if f"{scheme.name}, {number}" not in data["runs"]]
@@ -144,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
             data["runs"][f"{found.scheme}, {number}"] = asdict(found)
             print(f"text {number + 1}/{count}  {found.scheme:30} KL {found.kl / found.tokens:.5f}", flush=True)
         data["summary"] = summarize(data["runs"])
-        data["bars"] = [] if args.tiny else bars(data["summary"])
+        data["bars"] = [] if args.tiny else bars(data["summary"], data["bits_of_long"])
         _report.write_json(args.out, data)
     for name, row in data.get("summary", {}).items():
         print(
