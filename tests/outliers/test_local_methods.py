@@ -137,12 +137,22 @@ def test_colas_target_is_hidden_from_its_surroundings() -> None:
     detector = CoLA(epoch=1, seed=0, dropout=0.0).fit(data)
     graph = prepare(data).undirected.without_self_loops
     local = walk_contexts(graph, torch.arange(60), 4, 0.5)
-    projected = detector.model_.linear(graph.x[local.nodes])
+    projected = detector.model_.project(graph.x[local.nodes])
     before = detector.model_.surroundings(projected, local)
     projected[:, 0] += 100
     assert torch.equal(detector.model_.surroundings(projected, local), before)
     projected[:, 1] += 100
     assert not torch.equal(detector.model_.surroundings(projected, local), before)
+
+
+def test_colas_scores_do_not_depend_on_the_size_of_features() -> None:
+    data = communities()
+    large = data.clone()
+    large.x = data.x * 2.0 ** torch.randint(-3, 20, (data.num_nodes, 1), generator=torch.Generator().manual_seed(0))
+    one, other = (CoLA(epoch=5, rounds=3, seed=0).fit(given).decision_score_ for given in (data, large))
+    assert torch.equal(one, other) and one.unique().numel() > 1
+    large.x[3] = 0
+    assert bool(torch.isfinite(CoLA(epoch=2, rounds=2, seed=0).fit(large).decision_score_).all())
 
 
 def test_colas_activation_is_prelu() -> None:

@@ -34,6 +34,14 @@ class _WalkContrast(nn.Module):
         self.pairing = nn.Parameter(nn.init.xavier_uniform_(torch.empty(width, width)))
         self.offset = nn.Parameter(torch.zeros(()))
 
+    def project(self, x: Tensor) -> Tensor:
+        """x W [..., h] of the rows of x over the sum of their sizes, as in the paper's code; a row of zeros stays.
+
+        Without it, features of any size put every logit where the sigmoid is 0 or 1, and all scores are the same.
+        """
+        projected: Tensor = self.linear(x)
+        return projected / x.abs().sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
     def act(self, x: Tensor) -> Tensor:
         """PReLU, of two ReLUs: their backward passes need a bit an element where PReLU's needs the whole input."""
         return x.relu() - self.slope * (-x).relu()
@@ -77,9 +85,10 @@ class CoLA(SampledDetector):
     draws (equation 11): high where a node does not fit its surroundings.
 
     With ``context="walk"``, the paper's, the surroundings are ``subgraph_size`` nodes of a random walk with restart,
-    the target among them without its features, through one graph convolution. ``context="neighborhood"`` is PyGOD's
-    version: ``num_layers`` graph convolutions on the graph itself, a bilinear form of the raw features with them, and
-    q - p of the last epoch as the score; the target's features are in its own surroundings there.
+    the target among them without its features, through one graph convolution; the features of a node are divided by
+    the sum of their sizes. ``context="neighborhood"`` is PyGOD's version: ``num_layers`` graph convolutions on the
+    graph itself, a bilinear form of the raw features with them, and q - p of the last epoch as the score; the target's
+    features are in its own surroundings there.
 
     Args:
         context: ``"walk"`` or ``"neighborhood"``.
@@ -159,7 +168,7 @@ class CoLA(SampledDetector):
         for targets in parts:
             local = walk_contexts(surroundings, targets, self.subgraph_size, self.restart)
             with self._forward():
-                projected = module.linear(graph.x[local.nodes])
+                projected = module.project(graph.x[local.nodes])
                 context = module.surroundings(projected, local)
                 own = module.fit_to(projected[:, 0], context)
                 other = module.fit_to(projected[:, 0], context.roll(1, 0))
@@ -179,7 +188,7 @@ class CoLA(SampledDetector):
         surroundings = graph.without_self_loops.undirected
         score = graph.x.new_zeros(graph.num_nodes)
         with torch.no_grad(), seeded(self.seed_ ^ 1, self.device):
-            projected = model.linear(graph.x)
+            projected = model.project(graph.x)
             for _ in range(self.rounds):
                 order = torch.randperm(graph.num_nodes, device=graph.device)
                 context = torch.cat([self._contexts(surroundings, projected, part) for part in order.split(_CHUNK)])
