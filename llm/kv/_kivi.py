@@ -35,8 +35,10 @@ class KIVICache(LossyCache):
         bits: width of keys and values: 1, 2, 3, 4 or 8.
         key_bits: width of the keys, which need more than values; None: ``bits``.
         value_bits: width of the values; None: ``bits``.
-        group_size: tokens of a channel, or channels of a token, that share a scale and an offset of 2 bytes each; a
-            multiple of 8. Tokens are packed so many at a time.
+        group_size: tokens of a channel of the keys that share a scale and an offset of 2 bytes each; a multiple of 8.
+            Tokens are packed so many at a time.
+        value_group_size: channels of a token of the values that share them, likewise; None: ``group_size``. Rotated
+            values, whose channels are all alike, bear the whole width of a head.
         residual_length: recent tokens in full precision, at least.
         sinks: first tokens in full precision.
         rotate_values: store values times a Hadamard matrix, which helps at 2 bits.
@@ -67,6 +69,7 @@ class KIVICache(LossyCache):
         key_bits: int | None = None,
         value_bits: int | None = None,
         group_size: int = 32,
+        value_group_size: int | None = None,
         residual_length: int = 128,
         sinks: int = 4,
         rotate_values: bool = False,
@@ -78,9 +81,11 @@ class KIVICache(LossyCache):
             _width("value_bits", bits if value_bits is None else value_bits),
         )
         _width("bits", bits)
-        _whole("group_size", group_size, 8)
-        if group_size % 8:
-            raise ValueError(f"group_size must be a multiple of 8, such as 32, got {group_size}")
+        value_group_size = group_size if value_group_size is None else value_group_size
+        for name, size in (("group_size", group_size), ("value_group_size", value_group_size)):
+            _whole(name, size, 8)
+            if size % 8:
+                raise ValueError(f"{name} must be a multiple of 8, such as 32, got {size}")
         _whole("residual_length", residual_length, 0)
         _whole("sinks", sinks, 0)
         layers = DynamicCache(config=config).layers
@@ -89,13 +94,13 @@ class KIVICache(LossyCache):
         for number, layer in enumerate(layers):
             pair = chosen[number]
             if type(layer) is DynamicLayer and pair is not None:
-                layers[number] = KIVILayer(*pair, group_size, split, rotate_values)
+                layers[number] = KIVILayer(*pair, value_group_size, split, rotate_values)
         if not any(isinstance(layer, KIVILayer) for layer in layers):
             raise ValueError("no layer of this model has a cache that grows with the text: there is nothing to pack")
         super().__init__(layers=layers)
         each = [None if chosen[number] is None else list(chosen[number] or ()) for number in range(len(layers))]
         self.arguments: dict[str, Any] = {"group_size": group_size, "residual_length": residual_length, "sinks": sinks}
-        self.arguments |= {"rotate_values": rotate_values, "widths": each}
+        self.arguments |= {"value_group_size": value_group_size, "rotate_values": rotate_values, "widths": each}
         self._config = config.get_text_config(decoder=True)
 
     def update(

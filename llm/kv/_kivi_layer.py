@@ -35,8 +35,8 @@ class KIVILayer(RowsLayer):
     Args:
         key_bits: width of the keys.
         value_bits: width of the values.
-        group_size: tokens of a group of keys, and at most as many channels of a group of values.
-        split: of a row.
+        value_group_size: channels of a group of values, at most.
+        split: of a row; its chunk is the group of keys.
         rotate_values: store values times a Hadamard matrix, which spreads large channels over all.
 
     Attributes:
@@ -49,11 +49,11 @@ class KIVILayer(RowsLayer):
     is_croppable = True
 
     def __init__(
-        self, key_bits: int, value_bits: int, group_size: int, split: Split, rotate_values: bool = False
+        self, key_bits: int, value_bits: int, value_group_size: int, split: Split, rotate_values: bool = False
     ) -> None:
         super().__init__()
         self.split, self.rotate_values = split, rotate_values
-        self.key_chunks, self.value_chunks = Chunks(key_bits, split.chunk), Chunks(value_bits, group_size)
+        self.key_chunks, self.value_chunks = Chunks(key_bits, split.chunk), Chunks(value_bits, value_group_size)
         self.padding: list[int] = []
         self.seen = 0
         self.direct = False

@@ -19,8 +19,8 @@ _SCORERS: dict[str, type[Scorer]] = {
     "h2o": H2O, "tova": TOVA, "snapkv": SnapKV, "expected": ExpectedAttention, "knorm": Knorm,
     "streaming": StreamingLLM,
 }  # fmt: skip
-_WIDTHS = re.compile(r"(?:(?P<both>\d)bit|k(?P<key>\d)v(?P<value>\d))(?P<options>(?:-(?:r|[wsg]\d+))*)")
-_OPTIONS = {"w": "residual_length", "s": "sinks", "g": "group_size"}
+_WIDTHS = re.compile(r"(?:(?P<both>\d)bit|k(?P<key>\d)v(?P<value>\d))(?P<options>(?:-(?:r|[wsgv]\d+))*)")
+_OPTIONS = {"w": "residual_length", "s": "sinks", "g": "group_size", "v": "value_group_size"}
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_a_family_generates_what_it_does_with_decoded_states(
     model, ids = model_of(family), prompt(2, 40)
     mask = torch.ones_like(ids)
     ids[1, :13], mask[1, :13] = 0, 0
-    options = {"key_bits": 3, "value_bits": 2, "rotate_values": rotate_values}
+    options = {"key_bits": 3, "value_bits": 2, "rotate_values": rotate_values, "value_group_size": 16}
     decoded = generate(model, small(model.config, **options), ids, attention_mask=mask)
     assert passes == []
     model.set_attn_implementation("graphlossy")

@@ -34,7 +34,7 @@ def started(family: str, **options: Any) -> tuple[Any, Tensor, Tensor, Any]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cache_goes_on_from_its_file(family: str, tmp_path: Path) -> None:
-    model, ids, mask, cache = started(family, rotate_values=True)
+    model, ids, mask, cache = started(family, rotate_values=True, value_group_size=16)
     cache.save(tmp_path / "new" / "prefix.safetensors")
     again = KIVICache.load(tmp_path / "new" / "prefix.safetensors", model.config)
     assert again.nbytes <= cache.nbytes and again.get_seq_length() == 40
@@ -163,6 +163,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
 SMALL = {"group_size": 8, "residual_length": 8, "sinks": 2}
 PLANNED = [
     CacheScheme("2", packing={"bits": 2, **SMALL}),
+    CacheScheme("wide", packing={"key_bits": 4, "value_bits": 3, "value_group_size": 16, **SMALL}),
     CacheScheme("own", packing={"per_layer": {0: 8, 1: 3}}),
     CacheScheme("few", H2O(), {"heavy": 0.25, "recent": 0.1}),
     CacheScheme("few tokens", Knorm(), {"heavy": 20, "recent": 10}),

@@ -115,6 +115,7 @@ def test_layers_of_their_own_widths() -> None:
         ({"value_bits": True}, "value_bits must be one of"),
         ({"group_size": 12}, "group_size must be a multiple of 8"),
         ({"group_size": 0}, "group_size must be a whole number of at least 8, got 0"),
+        ({"value_group_size": 20}, "value_group_size must be a multiple of 8, such as 32, got 20"),
         ({"residual_length": -1}, "residual_length must be a whole number of at least 0"),
         ({"sinks": 1.5}, "sinks must be a whole number"),
         ({"per_layer": {2: 4}}, "this model has layers 0 to 1, got 2"),

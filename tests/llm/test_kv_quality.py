@@ -26,6 +26,7 @@ SMALL = {"group_size": 8, "residual_length": 8, "sinks": 2}
         (" 4BIT ", None, {}, {"key_bits": 4, "value_bits": 4}),
         ("k4v2-r-w32-s8-g64", None, {}, {"key_bits": 4, "value_bits": 2, "rotate_values": True, "residual_length": 32,
                                          "sinks": 8, "group_size": 64}),
+        ("k4v3-r-v64", None, {}, {"key_bits": 4, "value_bits": 3, "rotate_values": True, "value_group_size": 64}),
         ("h2o", scorers.H2O(), {"heavy": 0.1, "recent": 0.1}, None),
         ("tova:32:8", scorers.TOVA(), {"heavy": 32, "recent": 8}, None),
         ("h2o-p:0.25:64", scorers.H2O(), {"heavy": 0.25, "recent": 64, "prompt_only": True}, None),
@@ -42,7 +43,7 @@ def test_names(name: str, scorer: Any, amounts: dict[str, Any], packing: dict[st
     "name", ["", "4bits", "4bit+h2o", "4bit+2bit", "k4", "h2o:1:2:3", "h2o-p-p", "-p", "4bit-x", "nothing"]
 )
 def test_no_such_name(name: str) -> None:
-    with pytest.raises(ValueError, match="(?s)no cache has the name.*k4v2-r-w32.*streaming"):
+    with pytest.raises(ValueError, match="(?s)no cache has the name.*k4v3-r-w16-v64.*streaming"):
         parse_cache(name)
     with pytest.raises(ValueError, match="'a' in 'h2o:a' is no number of tokens"):
         parse_cache("h2o:a")
