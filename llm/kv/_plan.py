@@ -74,7 +74,7 @@ def plan_cache(
     batch_size: int = 1,
     length: int = 8192,
     dtype: torch.dtype = torch.float16,
-    caches: Sequence[str | CacheScheme] = PLANNED,
+    caches: str | Sequence[str | CacheScheme] = PLANNED,
 ) -> CachePlan:
     """Bytes of every cache of a model, after a text is read at once; exact, as they are fed tensors without numbers.
 
@@ -85,7 +85,7 @@ def plan_cache(
         batch_size: texts.
         length: tokens of each.
         dtype: of the model.
-        caches: names, as ``graphlossy llm generate --help`` explains them, or what
+        caches: a name or several, as ``graphlossy llm generate --help`` explains them, or what
             :func:`graphlossy.llm.kv.schemes.parse_cache` made of them; the model's own comes first of itself.
 
     Raises:
@@ -107,7 +107,8 @@ def plan_cache(
     for name, value in (("batch_size", batch_size), ("length", length)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    schemes = [parse_cache(cache) if isinstance(cache, str) else cache for cache in caches]
+    wanted = [caches] if isinstance(caches, str) else caches
+    schemes = [parse_cache(cache) if isinstance(cache, str) else cache for cache in wanted]
     text = config.get_text_config(decoder=True)
     shapes = [(batch_size, heads, length, width) for heads, width in _heads(text)]
     found: list[tuple[str, dict[str, int], int]] = []

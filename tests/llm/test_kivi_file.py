@@ -210,7 +210,7 @@ def test_what_a_plan_refuses() -> None:
     with pytest.raises(TypeError, match="model's configuration"):
         plan_cache("smollm2")
     with pytest.raises(ValueError, match="key_bits must be one of"):
-        plan_cache(config, caches=["7bit"])
+        plan_cache(config, caches="7bit")
     with pytest.raises(ValueError, match="no cache has the name '4-bit'"):
         plan_cache(config, caches=["4-bit"])
     with pytest.raises(KeyError, match="no scheme '3bit' in this plan; it has plain, 8bit"):
