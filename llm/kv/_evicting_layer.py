@@ -68,7 +68,8 @@ class EvictingLayer(RowsLayer):
         padding: pads before the first real token of each row.
         seen: tokens of a row, pads and dropped ones included.
         counts: real tokens of each row that are kept; they are the last of the slots.
-        positions: int32 [B, H, K] of the tokens that are kept, counted from the row's first real one.
+        positions: int32 [B, H, K] of the tokens that are kept, counted from the row's first real one; with
+            ``prompt_only`` none from the second pass on, and no scores.
     """
 
     is_croppable = False
@@ -122,10 +123,13 @@ class EvictingLayer(RowsLayer):
             if count and row not in self._limits:
                 self._limits[row] = self.budget.tokens(count)
         self._append(key_states, value_states)
-        places = torch.arange(self.seen, self.seen + new, dtype=torch.int32) - torch.tensor(self.padding)[:, None]
-        places = places.to(self.device, torch.int32)[:, None].expand(-1, self.positions.shape[1], -1)
-        self.positions = torch.cat([self.positions, places], -1)
-        self.scores = torch.cat([self.scores, self.scores.new_zeros(places.shape)], -1)
+        if self.prompt_only and self.seen:  # nothing is dropped any more
+            self.positions, self.scores = (t[..., :0].clone() for t in (self.positions, self.scores))
+        else:
+            places = torch.arange(self.seen, self.seen + new, dtype=torch.int32) - torch.tensor(self.padding)[:, None]
+            places = places.to(self.device, torch.int32)[:, None].expand(-1, self.positions.shape[1], -1)
+            self.positions = torch.cat([self.positions, places], -1)
+            self.scores = torch.cat([self.scores, self.scores.new_zeros(places.shape)], -1)
         self.seen += new
         self._unseen = new
         return ObservedStates(self, 0), ObservedStates(self, 1)

@@ -177,9 +177,14 @@ def test_a_scorer_of_the_prompt_leaves_what_is_generated() -> None:
     model, ids = model_of("llama"), prompt(1, 40)
     model.set_attn_implementation("graphlossy")
     cache = EvictionCache(model.config, scorers.SnapKV(4, 3), heavy=10, recent=2)
-    generate(model, cache, ids, 20)
-    assert cache.own_layers[0].counts == [12 + 19]
-    assert cache.own_layers[0].positions[0, 0, -19:].tolist() == list(range(40, 59))
+    plain = transformers.DynamicCache(config=model.config)
+    text = generate(model, cache, ids, 20).sequences
+    layer = cache.own_layers[0]
+    assert layer.counts == [12 + 19]
+    with torch.no_grad():
+        model(text[:, :-1], past_key_values=plain)
+    assert torch.allclose(layer.keys[:, :, -19:], plain.layers[0].keys[:, :, -19:], atol=1e-5)
+    assert layer.bytes_by_kind()["metadata"] == 0  # which nothing is going to ask for
 
 
 def test_what_is_generated_is_kept_if_asked() -> None:

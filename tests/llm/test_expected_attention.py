@@ -146,6 +146,9 @@ def test_it_drops_tokens_of_a_prompt() -> None:
     model = model_of("llama")
     model.set_attn_implementation("graphlossy")
     cache = EvictionCache(model.config, ExpectedAttention(), heavy=12, recent=8)
-    model.generate(prompt(1, 60), past_key_values=cache, max_new_tokens=5)
-    layer = cache.own_layers[1]
-    assert layer.counts == [24] and layer.positions[0, 0, :4].tolist() == [0, 1, 2, 3]
+    ids, layer = prompt(1, 60), cache.own_layers[1]
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+    assert layer.counts == [20] and layer.positions[0, 0, :4].tolist() == [0, 1, 2, 3]
+    model.generate(torch.cat([ids, prompt(1, 1)], 1), past_key_values=cache, max_new_tokens=4)
+    assert layer.counts == [24]
