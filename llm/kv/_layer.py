@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,21 +54,21 @@ class RowsLayer(CacheLayerMixin):
         self.take_rows(chosen, torch.tensor(chosen, dtype=torch.long, device=self.device))
         self.padding = [self.padding[row] for row in chosen]
 
+    @abstractmethod
     def take_rows(self, chosen: list[int], index: Tensor) -> None:
         """Does so with all but ``padding``; ``index`` is ``chosen`` on the device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, numbers) for :meth:`load_state`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state(self, held: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Gives an empty layer what :meth:`state` gave."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bytes_by_kind(self) -> dict[str, int]:
         """Bytes of all that is stored, by kind."""
-        raise NotImplementedError
 
     @property
     def nbytes(self) -> int:
