@@ -15,9 +15,9 @@ from graphlossy._compress._bits import GROUP_SIZE, BitPolicy, BudgetPolicy, Unif
 from graphlossy._compress._cross_entropy import LossRouter
 from graphlossy._compress._intercept import Interceptor, RowSampler
 from graphlossy._compress._modules import ModuleStack, is_compiled
-from graphlossy._compress._peak import PeakMeter
 from graphlossy._compress._route import EdgeCache, Router
 from graphlossy._compress._session import Session
+from graphlossy.core._peak import PeakMeter
 from graphlossy.core._schemas import check_group_size
 from graphlossy.core.budget import parse_bytes
 from graphlossy.core.ledger import Ledger

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graphlossy._compress import compress, load_switch_state, restore, switch_state
 from graphlossy.core._memory import is_out_of_memory
+from graphlossy.core._peak import PeakMeter
 from graphlossy.train._batches import Batch, Batches, make_batches
 from graphlossy.train._config import Scheme, TrainConfig
 from graphlossy.train._counting import Compression, batch_loss, count_loss, count_plain, ledger_records, sum_saved
@@ -22,7 +23,6 @@ from graphlossy.train._ddp_seed import epoch_seed
 from graphlossy.train._device import resolve_device
 from graphlossy.train._errors import TrainError
 from graphlossy.train._evaluation import forward, layerwise
-from graphlossy.train._memory import PeakMeter
 from graphlossy.train._models import build_model
 from graphlossy.train._random_stream import RandomStream
 from graphlossy.train._task import Task
@@ -192,11 +192,9 @@ class Run:
         # The batches of a sampler are never seen again: what plain autograd saves is counted as they go by.
         counter = compress(self.model, bits=None, seed=0) if count and plain else None
         ledger = counter
-        meter = PeakMeter(self.device) if measured else None
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        if meter is not None:
-            meter.start()
+        meter = PeakMeter(self.device) if measured else None
         self._synchronize()
         start = time.perf_counter()
         losses, most, tracked = [], -1, 0
@@ -228,11 +226,11 @@ class Run:
             value = self._together.end(value)
         self._synchronize()
         seconds = time.perf_counter() - start
-        peak = meter.stop() if meter is not None else None
+        peak = None
         if meter is not None:
-            self.peak_kind = meter.kind
-            if meter.kind == "saved":
-                peak = tracked or self.saved_bytes
+            # The peak of the process so far says nothing of this epoch.
+            known = meter.kind != "process"
+            self.peak_kind, peak = (meter.kind, meter.read()) if known else ("saved", tracked or self.saved_bytes)
         return value, seconds, peak
 
     def _step(self, batch: Batch) -> Tensor:

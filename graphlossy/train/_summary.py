@@ -7,12 +7,17 @@ from typing import Any
 
 from graphlossy.train._config import TrainConfig
 from graphlossy.train._folder import versions
-from graphlossy.train._memory import PEAK_KINDS
 from graphlossy.train._presets import compare_reference
 from graphlossy.train._run import OUT_OF_MEMORY
 from graphlossy.train._task import Task
 
 __all__ = ["summarize"]
+
+PEAK_KINDS = {
+    "allocated": "bytes given out by the CUDA allocator",
+    "resident": "resident set of the process",
+    "saved": "bytes saved for backward that were alive (this system does not report the resident set's peak)",
+}
 
 
 def summarize(

@@ -8,8 +8,8 @@
 from __future__ import annotations
 
 from graphlossy.core._files import write_json, write_text
+from graphlossy.core._peak import PeakMeter
 from graphlossy.recsys.train._chart import Series, chart
-from graphlossy.recsys.train._memory import PeakMeter
 from graphlossy.recsys.train._summary import HEAD, SHORT_HEAD, notes, summarize, table_rows
 from graphlossy.recsys.train._tables import largest_table, lookup_ms, table_bytes, tables_of
 from graphlossy.recsys.train.cells import (

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphlossy.core._peak import PeakMeter
 from graphlossy.recsys.models import make_model, options_of
-from graphlossy.recsys.train._memory import PeakMeter
 from graphlossy.recsys.train._tables import table_bytes, tables_of
 from graphlossy.recsys.train.config import FitConfig
 from graphlossy.recsys.train.fit import FitResult, fit

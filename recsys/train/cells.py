@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphlossy.core._peak import PeakMeter
 from graphlossy.recsys.models import options_of
-from graphlossy.recsys.train._memory import PeakMeter
 from graphlossy.recsys.train._place import OnEpoch, Place, Trained, full_table_bytes
 from graphlossy.recsys.train._sizes import size_summary
 from graphlossy.recsys.train._tables import largest_table, lookup_ms, table_bytes, tables_of
@@ -249,7 +249,7 @@ def _compressed(
         report = compress_embeddings(
             model, batches, loss_fn, search, budget, bits=bits, seed=place.seed, min_tokens=0, progress=False
         )
-        settings = {**report.plan.settings, "process_peak_bytes": meter.stop()}
+        settings = {**report.plan.settings, "process_peak_bytes": meter.read()}
         plan = replace(report.plan, settings=settings)
         if file is not None:
             plan.save(file)

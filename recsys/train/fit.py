@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphlossy.core._peak import PeakMeter
 from graphlossy.recsys.train._files import load_checkpoint, save_checkpoint
-from graphlossy.recsys.train._memory import PeakMeter
 from graphlossy.recsys.train._optimizers import make_optimizers, state_bytes
 from graphlossy.recsys.train._tables import tables_of
 from graphlossy.recsys.train.config import FitConfig, TrainingError
@@ -195,7 +195,7 @@ class _Training:
         self._check(total, number)  # also waits for a GPU
         seconds = time.perf_counter() - begin
         self.result.epochs = number
-        peak = None if self.meter is None else self.meter.stop()
+        peak = None if self.meter is None else self.meter.read()
         if peak is not None:
             self.result.peak_bytes = max(self.result.peak_bytes or 0, peak)
         self.result.state_bytes = max(self.result.state_bytes, state_bytes(self.model, self.optimizers))

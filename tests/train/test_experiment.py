@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from graphlossy.core import _memory
 from graphlossy.train import Experiment, Interrupted, Observer, TrainConfig, TrainError
 from graphlossy.train import _run as run_module
 
@@ -54,6 +55,13 @@ def same(a, b):
 def whole(tmp_path, task):
     folder = tmp_path / "whole"
     return folder, Experiment(CONFIG, folder).run(task=task)
+
+
+def test_without_proc_the_bytes_that_were_alive_stand_for_the_peak(monkeypatch, tmp_path, task):
+    monkeypatch.setattr(_memory, "_CLEAR", tmp_path / "no" / "clear_refs")
+    summary = Experiment(replace(CONFIG, epochs=2, seeds=1), tmp_path / "run").run(task=task)
+    assert "saved" in summary["peak_measured_as"]
+    assert all(scheme["peak_bytes"] >= scheme["saved_bytes"] > 0 for scheme in summary["schemes"])
 
 
 def test_every_scheme_learns_and_the_folder_is_complete(whole):

@@ -1,8 +1,7 @@
-"""What a trial may use: memory and seconds, how they are measured, and how running out of them is told."""
+"""What a trial may use: memory and seconds, and how running out of them is told."""
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphlossy.core._memory import max_resident, reset_peak, resident, trim
+from graphlossy.core._memory import resident
 from graphlossy.core.budget import format_bytes
 
-__all__ = ["Limits", "Meter", "address_limit", "kills_by_the_system", "offer_first", "resident_of"]
+__all__ = ["Limits", "address_limit", "kills_by_the_system", "offer_first", "resident_of"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -59,39 +58,6 @@ def _dropped(record: dict[str, Any], status: str, reason: str) -> dict[str, Any]
         "distinct_scores": None,
     }
     return {**record, **empty, "status": status, "reason": reason}
-
-
-class Meter:
-    """Seconds are the caller's; this is the peak of the memory of this process above what it held at the start.
-
-    On a CUDA device the bytes that torch's allocator gave out; else, on Linux, the resident set, whose high-water mark
-    is reset; elsewhere the growth of the process's peak.
-    """
-
-    def __init__(self, device: str = "cpu") -> None:
-        import torch
-
-        gc.collect()
-        trim()
-        self._cuda = torch.device(device) if device.startswith("cuda") else None
-        if self._cuda is not None:
-            torch.cuda.synchronize(self._cuda)
-            torch.cuda.reset_peak_memory_stats(self._cuda)
-            self._base = torch.cuda.memory_allocated(self._cuda)
-            return
-        self._linux = reset_peak()
-        self._base = resident("VmRSS") if self._linux else max_resident()
-
-    def read(self) -> int | None:
-        """Bytes; None where the system does not tell."""
-        if self._cuda is not None:
-            import torch
-
-            torch.cuda.synchronize(self._cuda)
-            return max(0, torch.cuda.max_memory_allocated(self._cuda) - self._base)
-        if self._linux:
-            return max(0, resident("VmHWM") - self._base)
-        return max_resident() - self._base or None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import platform
@@ -14,8 +15,9 @@ from importlib import metadata
 from typing import Any
 
 from graphlossy.core._memory import is_out_of_memory
+from graphlossy.core._peak import PeakMeter
 from graphlossy.outliers.runner.grid import Trial
-from graphlossy.outliers.runner.limits import Limits, Meter, address_limit
+from graphlossy.outliers.runner.limits import Limits, address_limit
 from graphlossy.outliers.runner.methods import accepted_options, find_method, import_class
 
 __all__ = ["Loaded", "load_source", "new_record", "one_line", "run_trial", "shown", "warm_up"]
@@ -139,7 +141,8 @@ def run_trial(
             detector.on_epoch = epoch
         _seed_everything(trial.seed)
         device = str(trial.params.get("device", "cpu"))
-        meter = Meter(device)
+        gc.collect()  # what earlier trials left
+        meter = PeakMeter(torch.device(device))
         started()
         begin = time.perf_counter()
         try:
