@@ -69,7 +69,7 @@ def _parts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Draws texts and lines.")
 @DTYPE
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where to measure.")
-@click.option("--threads", type=click.IntRange(1), help="Of the CPU.  [default: torch's choice]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Of the CPU.  [default: torch's choice]")
 @click.option("--out", callback=path_of, metavar="DIR", help="Results; what is there already is not measured again.  "
               "[default: runs/kv-MODEL]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON and nothing else on stdout.")

@@ -14,7 +14,7 @@ import torch
 
 from graphlossy.cli._errors import user_errors
 from graphlossy.cli._llm_data import model_place
-from graphlossy.cli._options import path_of, with_json, with_root
+from graphlossy.cli._options import finite, path_of, with_json, with_root
 from graphlossy.cli._outliers_options import names_of
 from graphlossy.core._memory import is_out_of_memory
 from graphlossy.core.budget import format_bytes
@@ -53,16 +53,18 @@ HELP = f"""
 @MODEL
 @with_root
 @click.option("--prompt-file", callback=path_of, metavar="FILE", help="Text of the prompt; - is standard input.")
-@click.option("--cache", default="4bit", show_default=True, metavar="NAME", help="See below.")
+@click.option("--cache", default="4bit", show_default=True, metavar="NAME", help="See above.")
 @click.option("--new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most to write.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest word.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, show_default=True, callback=finite,
+              help="0, and below 0.001: the likeliest word.")  # fmt: skip
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, callback=finite,
+              help="Share of the likeliest words that one is drawn from.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Draws words.")
 @click.option("--chat/--no-chat", default=None, help="Put the prompt into the model's chat template.  [default: if it "
               "has one]")  # fmt: skip
 @DTYPE
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where to write.")
-@click.option("--threads", type=click.IntRange(1), help="Of the CPU.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Of the CPU.")
 @with_json
 def generate_command(**options: Any) -> None:
     with user_errors(FinetuneError, DatasetError, ValueError):
@@ -106,7 +108,7 @@ def _generate(options: dict[str, Any]) -> dict[str, Any]:
     model: Any = load_model(place, pad_token_id=words.pad_token_id).to(device, DTYPES[options["dtype"]]).eval()
     cache = scheme.make(model.config)
     torch.manual_seed(options["seed"])
-    sampled = options["temperature"] > 0
+    sampled = options["temperature"] >= 1e-3  # far below, logits divided by it are infinite
     drawn = {"temperature": options["temperature"], "top_p": options["top_p"], "top_k": 0} if sampled else {}
     watch = _Watch(words, show=not options["as_json"])
     try:
@@ -142,6 +144,10 @@ def _text(options: dict[str, Any]) -> str:
         text = options["prompt"] if path is None else sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FinetuneError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise FinetuneError("the prompt is no text in UTF-8") from None
     if not text.strip():
         raise FinetuneError("the prompt is empty")
     return str(text)

@@ -86,7 +86,9 @@ def _load(kind: Any, place: str, what: str, **options: Any) -> Any:
             return kind.from_pretrained(place, **options)
     except Exception as error:  # the hub's client raises errors of its own kinds
         if Path(place).is_dir():
-            if not isinstance(error, (OSError, ValueError, KeyError, ImportError, RuntimeError)):
+            from safetensors import SafetensorError
+
+            if not isinstance(error, (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)):
                 raise
             raise FinetuneError(f"cannot load the {what} in {place}: {_short(error)}") from error
         raise FinetuneError(

@@ -71,7 +71,7 @@ def attention(
     if others.get("s_aux") is not None:
         raise ValueError(
             f"{type(module).__name__} adds sinks of its own to the softmax, which the attention {ATTENTION!r} does not "
-            "know: model.set_attn_implementation('eager')"
+            "know: use a KIVICache after model.set_attn_implementation('eager'); caches that drop tokens cannot be had"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     softcap = others.pop("softcap", None) or 0.0

@@ -24,8 +24,8 @@ class Budget:
     """How many tokens of a row are kept.
 
     Args:
-        heavy: with the highest scores: a number of tokens, or a share of those that the row begins with, in the first
-            pass that has any.
+        heavy: with the highest scores: a number of tokens, or a share of those that were read, not written: those of
+            the first pass and of every later one of several tokens.
         recent: the last ones, likewise.
 
     Example:
@@ -37,7 +37,7 @@ class Budget:
     recent: int | float
 
     def tokens(self, prompt: int) -> tuple[int, int]:
-        """(heavy, recent) tokens of a row whose first pass had ``prompt`` real ones."""
+        """(heavy, recent) tokens of a row of which ``prompt`` real ones were read."""
         heavy, recent = (n if isinstance(n, int) else int(n * prompt) for n in (self.heavy, self.recent))
         return heavy, max(1, recent)
 
@@ -68,6 +68,7 @@ class EvictingLayer(RowsLayer):
         padding: pads before the first real token of each row.
         seen: tokens of a row, pads and dropped ones included.
         counts: real tokens of each row that are kept; they are the last of the slots.
+        prompts: real tokens of each row that were read: in the first pass that had any, and in passes of several.
         positions: int32 [B, H, K] of the tokens that are kept, counted from the row's first real one; with
             ``prompt_only`` none from the second pass on, and no scores.
     """
@@ -84,16 +85,15 @@ class EvictingLayer(RowsLayer):
         self.positions, self.scores = torch.empty(0, dtype=torch.int32), torch.empty(0)
         self.padding: list[int] = []
         self.counts: list[int] = []
-        self._limits: dict[int, tuple[int, int]] = {}  # heavy and recent tokens of rows that have any
+        self.prompts: list[int] = []
         self._unseen = 0  # tokens of a pass whose attention has not been told
         self.seen, self.is_initialized = 0, False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         batch, heads = key_states.shape[:2]
-        if len(self.padding) != batch:
-            self.padding = [0] * batch
-        self.counts = [0] * batch
+        self.padding = self.padding_for(batch)
+        self.counts, self.prompts = [0] * batch, [0] * batch
         self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
         self._width = key_states.shape[-1]
         self.positions = torch.empty((batch, heads, 0), dtype=torch.int32, device=self.device)
@@ -116,12 +116,11 @@ class EvictingLayer(RowsLayer):
             )
         self.check_keys(key_states, (*self.positions.shape[:2], self._width))
         new = key_states.shape[-2]
-        self.counts = [
-            n + min(new, max(0, self.seen + new - pads)) for n, pads in zip(self.counts, self.padding, strict=True)
-        ]
-        for row, count in enumerate(self.counts):
-            if count and row not in self._limits:
-                self._limits[row] = self.budget.tokens(count)
+        for row, pads in enumerate(self.padding):
+            real = min(new, max(0, self.seen + new - pads))
+            self.counts[row] += real
+            if new > 1 or not self.prompts[row]:  # a prompt may come in pieces, and a conversation has several
+                self.prompts[row] += real
         self._append(key_states, value_states)
         if self.prompt_only and self.seen:  # nothing is dropped any more
             self.positions, self.scores = (t[..., :0].clone() for t in (self.positions, self.scores))
@@ -137,7 +136,7 @@ class EvictingLayer(RowsLayer):
     @property
     def limits(self) -> list[tuple[int, int]]:
         """Heavy and recent tokens that each row keeps."""
-        return [self._limits.get(row, (0, 1)) for row in range(len(self.counts))]
+        return [self.budget.tokens(count) if count else (0, 1) for count in self.prompts]
 
     @property
     def slots(self) -> int:
@@ -237,8 +236,7 @@ class EvictingLayer(RowsLayer):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not self.is_initialized:
             return {}, {}
-        limits = [self._limits.get(row) for row in range(len(self.counts))]
-        numbers = {"seen": self.seen, "padding": self.padding, "counts": self.counts, "limits": limits}
+        numbers = {"seen": self.seen, "padding": self.padding, "counts": self.counts, "prompts": self.prompts}
         return {name: getattr(self, name) for name in _TENSORS}, {**numbers, "unseen": self._unseen}
 
     def load_state(self, held: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -248,11 +246,9 @@ class EvictingLayer(RowsLayer):
         for name in _TENSORS:
             setattr(self, name, held[name])
         self.seen, self._unseen = numbers["seen"], numbers["unseen"]
-        self.padding, self.counts = list(numbers["padding"]), list(numbers["counts"])
-        self._limits = {row: tuple(pair) for row, pair in enumerate(numbers["limits"]) if pair is not None}
+        self.padding, self.counts, self.prompts = (list(numbers[name]) for name in ("padding", "counts", "prompts"))
 
     def take_rows(self, chosen: list[int], index: Tensor) -> None:
         for name in _TENSORS:
             setattr(self, name, getattr(self, name).index_select(0, index))
-        self.counts = [self.counts[row] for row in chosen]
-        self._limits = {new: self._limits[row] for new, row in enumerate(chosen) if row in self._limits}
+        self.counts, self.prompts = ([numbers[row] for row in chosen] for numbers in (self.counts, self.prompts))

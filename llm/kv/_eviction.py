@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from graphlossy.llm.kv import scorers
@@ -16,7 +15,7 @@ from graphlossy.llm.kv._evicting_layer import Budget, EvictingLayer
 from graphlossy.llm.kv._file import read_cache, restore_layers, write_cache
 from graphlossy.llm.kv._kivi import KIVICache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
-from graphlossy.llm.kv._lossy_cache import LossyCache, check_config
+from graphlossy.llm.kv._lossy_cache import LossyCache, check_config, nothing_grows
 from graphlossy.llm.kv._packed_eviction import PackedEvictingLayer
 from graphlossy.llm.kv._states import ATTENTION
 from graphlossy.llm.kv.scorers import H2O, Scorer
@@ -37,7 +36,8 @@ class EvictionCache(LossyCache):
     Args:
         config: of the model.
         scorer: one of :mod:`graphlossy.llm.kv.scorers`.
-        heavy: tokens of the highest scores that are kept, or their share of the row's first pass if a fraction.
+        heavy: tokens of the highest scores that are kept, or if a fraction their share of what was read: of the first
+            pass and of later ones of several tokens (a prompt in pieces, the next turn of a conversation).
         recent: last tokens that are kept, likewise; at least one.
         storage: a :class:`KIVICache` of the same model; what is kept is stored in few bits as it would; None: in full
             precision. After the first pass tokens are dropped a chunk at a time then, and of packed ones alone: a row
@@ -95,9 +95,8 @@ class EvictionCache(LossyCache):
             elif type(layer) is DynamicLayer:
                 layers[number] = EvictingLayer(scorer, budget, once)
         if not any(isinstance(layer, EvictingLayer) for layer in layers):
-            raise ValueError("no layer of this model has a cache that grows with the text: there is nothing to drop")
-        super().__init__(layers=layers)
-        self._config = text
+            raise nothing_grows(layers, "drop")
+        super().__init__(layers, text)
         self.arguments: dict[str, Any] = {
             "scorer": type(scorer).__name__,
             "options": asdict(scorer) if is_dataclass(scorer) else {},
@@ -109,21 +108,13 @@ class EvictionCache(LossyCache):
 
     left_padded_only = True
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Appends tokens to a layer, as transformers asks for it.
-
-        Raises:
-            ValueError: the model's attention is not ours.
-        """
-        if self._config._attn_implementation != ATTENTION:
+    def attended_by(self, implementation: str, layer: Any) -> None:
+        if implementation != ATTENTION:
             raise ValueError(
                 f"{type(self).__name__} must learn what attention its tokens are paid: "
-                f"model.set_attn_implementation({ATTENTION!r}) first (it is {self._config._attn_implementation!r}; "
+                f"model.set_attn_implementation({ATTENTION!r}) first (it is {implementation!r}; "
                 "some old models have their own for good, and config must be the model's own object)"
             )
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def save(self, path: str | Path) -> None:
         """Writes all that is kept to a safetensors file, whole or not at all.
@@ -131,7 +122,7 @@ class EvictionCache(LossyCache):
         Raises:
             ValueError: a layer of the model's own is of a kind whose state is not known.
         """
-        write_cache(Path(path), "EvictionCache", self.arguments, self.layers)
+        write_cache(Path(path), "EvictionCache", self._config, self.arguments, self.layers)
 
     @classmethod
     def load(
@@ -175,7 +166,7 @@ class H2OCache(EvictionCache):
 
     Args:
         config: of the model.
-        heavy: tokens of the highest scores that are kept, or their share of the row's first pass if a fraction.
+        heavy: tokens of the highest scores that are kept, or if a fraction their share of what was read.
         recent: last tokens that are kept, likewise; at least one.
         storage: a :class:`KIVICache` of the same model: how what is kept is stored; None: in full precision.
         prompt_only: drop tokens of the prompt alone and keep all that is generated.

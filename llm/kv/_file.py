@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from graphlossy.core._files import written
 from graphlossy.llm.kv._layer import RowsLayer
@@ -20,12 +20,16 @@ __all__ = ["read_cache", "restore_layers", "write_cache"]
 _FORMAT, _VERSION = "graphlossy.llm.kv", 1
 
 
-def write_cache(path: Path, kind: str, arguments: dict[str, Any], layers: list[Any]) -> None:
+_SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+
+
+def write_cache(path: Path, kind: str, config: Any, arguments: dict[str, Any], layers: list[Any]) -> None:
     """Writes to a file beside ``path`` that then takes its name, so that there is never half a cache.
 
     Args:
         path: of the file.
         kind: name of the class that loads it.
+        config: of the model.
         arguments: that the class makes it of.
         layers: whose state is written.
 
@@ -39,7 +43,7 @@ def write_cache(path: Path, kind: str, arguments: dict[str, Any], layers: list[A
         about.append({"kind": type(layer).__name__, **numbers})
         tensors |= {f"{number}.{name}": tensor.contiguous().clone() for name, tensor in held.items()}
     # One entry: safetensors writes several in no fixed order, and equal caches are to be equal files.
-    facts = {"version": _VERSION, "cache": kind, "arguments": arguments, "layers": about}
+    facts = {"version": _VERSION, "cache": kind, "model": _shape(config), "arguments": arguments, "layers": about}
     path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as temporary:
         save_file(tensors, temporary, {_FORMAT: json.dumps(facts)})
@@ -74,9 +78,18 @@ def read_cache(
         raise ValueError(f"{path} has version {facts['version']} of the format; this graphlossy reads {_VERSION}")
     if facts["cache"] != kind:
         raise ValueError(f"{path} holds another cache: load it with {facts['cache']}.load")
-    if len(facts["layers"]) != (count := len(DynamicCache(config=config).layers)):
-        raise ValueError(f"{path} is of another model: it has {len(facts['layers'])} layers, this one {count}")
+    theirs, ours = facts["model"], _shape(config)
+    if other := [
+        f"{name} {theirs.get(name)!r}, not {ours.get(name)!r}" for name in _SHAPE if theirs.get(name) != ours.get(name)
+    ]:
+        raise ValueError(f"{path} is of another model: {', '.join(other)}")
     return facts["arguments"], facts["layers"], tensors
+
+
+def _shape(config: Any) -> dict[str, Any]:
+    """What tells the keys of one model from another's."""
+    text = config.get_text_config(decoder=True)
+    return {name: value for name in _SHAPE if isinstance(value := getattr(text, name, None), (int, str))}
 
 
 def restore_layers(path: Path, layers: list[Any], about: list[dict[str, Any]], tensors: dict[str, Tensor]) -> None:

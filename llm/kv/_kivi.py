@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from graphlossy.llm.kv._file import read_cache, restore_layers, write_cache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
-from graphlossy.llm.kv._lossy_cache import LossyCache, check_config
+from graphlossy.llm.kv._lossy_cache import LossyCache, check_config, nothing_grows
 from graphlossy.llm.kv._rows import Split
 from graphlossy.llm.kv._states import ATTENTION
 
 __all__ = ["KIVICache"]
 
 _BITS = (1, 2, 3, 4, 8)
+MOST_SINKS = 1024  # there is room for all of them from the first token on
 
 
 class KIVICache(LossyCache):
@@ -40,14 +40,14 @@ class KIVICache(LossyCache):
         value_group_size: channels of a token of the values that share them, likewise; None: ``group_size``. Rotated
             values, whose channels are all alike, bear the whole width of a head.
         residual_length: recent tokens in full precision, at least.
-        sinks: first tokens in full precision.
+        sinks: first tokens in full precision, at most 1,024.
         rotate_values: store values times a Hadamard matrix, which helps at 2 bits.
         per_layer: other widths for some layers, by number: ``bits``, ``(key_bits, value_bits)``, or None for a layer
             that is not packed.
 
     Raises:
-        TypeError: ``config`` is no configuration of transformers.
-        ValueError: an argument is out of range.
+        TypeError: ``config`` is no configuration of transformers, or an argument of the wrong type.
+        ValueError: an argument is out of range, or no layer of the model can be packed.
 
     Example:
         >>> import torch
@@ -76,18 +76,20 @@ class KIVICache(LossyCache):
         per_layer: Mapping[int, int | tuple[int, int] | None] | None = None,
     ) -> None:
         check_config(config)
+        _width("bits", bits)
         widths = (
             _width("key_bits", bits if key_bits is None else key_bits),
             _width("value_bits", bits if value_bits is None else value_bits),
         )
-        _width("bits", bits)
+        if not isinstance(rotate_values, bool):
+            raise TypeError(f"rotate_values must be True or False, got {rotate_values!r}")
         value_group_size = group_size if value_group_size is None else value_group_size
         for name, size in (("group_size", group_size), ("value_group_size", value_group_size)):
             _whole(name, size, 8)
             if size % 8:
                 raise ValueError(f"{name} must be a multiple of 8, such as 32, got {size}")
         _whole("residual_length", residual_length, 0)
-        _whole("sinks", sinks, 0)
+        _whole("sinks", sinks, 0, MOST_SINKS)
         layers = DynamicCache(config=config).layers
         chosen = dict.fromkeys(range(len(layers)), widths) | _others(per_layer, len(layers))
         split = Split(sinks, residual_length, group_size)
@@ -96,21 +98,15 @@ class KIVICache(LossyCache):
             if type(layer) is DynamicLayer and pair is not None:
                 layers[number] = KIVILayer(*pair, value_group_size, split, rotate_values)
         if not any(isinstance(layer, KIVILayer) for layer in layers):
-            raise ValueError("no layer of this model has a cache that grows with the text: there is nothing to pack")
-        super().__init__(layers=layers)
+            raise nothing_grows(layers, "pack")
+        super().__init__(layers, config.get_text_config(decoder=True))
         each = [None if chosen[number] is None else list(chosen[number] or ()) for number in range(len(layers))]
         self.arguments: dict[str, Any] = {"group_size": group_size, "residual_length": residual_length, "sinks": sinks}
         self.arguments |= {"value_group_size": value_group_size, "rotate_values": rotate_values, "widths": each}
-        self._config = config.get_text_config(decoder=True)
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Appends tokens to a layer, as transformers asks for it; see :meth:`KIVILayer.update`."""
-        layer = self.layers[layer_idx]
+    def attended_by(self, implementation: str, layer: Any) -> None:
         if isinstance(layer, KIVILayer):
-            layer.direct = self._config._attn_implementation == ATTENTION
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            layer.direct = implementation == ATTENTION
 
     def save(self, path: str | Path) -> None:
         """Writes all that is stored to a safetensors file, whole or not at all.
@@ -118,7 +114,7 @@ class KIVICache(LossyCache):
         Raises:
             ValueError: a layer that is not packed is of a kind whose state is not known.
         """
-        write_cache(Path(path), "KIVICache", self.arguments, self.layers)
+        write_cache(Path(path), "KIVICache", self._config, self.arguments, self.layers)
 
     @classmethod
     def load(cls, path: str | Path, config: Any, device: torch.device | str | None = None) -> KIVICache:
@@ -154,6 +150,8 @@ class KIVICache(LossyCache):
 
 def _others(per_layer: Any, count: int) -> dict[int, tuple[int, int] | None]:
     found: dict[int, tuple[int, int] | None] = {}
+    if not (per_layer is None or isinstance(per_layer, Mapping)):
+        raise TypeError(f"per_layer must give widths by the number of a layer, such as {{0: 8}}, got {per_layer!r}")
     for number, value in (per_layer or {}).items():
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
             raise ValueError(f"per_layer: this model has layers 0 to {count - 1}, got {number!r}")
@@ -171,6 +169,6 @@ def _width(name: str, bits: Any) -> int:
     return int(bits)
 
 
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+def _whole(name: str, value: Any, least: int, most: int = 2**31) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number of at least {least} and at most {most:,}, got {value!r}")

@@ -65,8 +65,7 @@ class KIVILayer(RowsLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         batch = key_states.shape[0]
-        if len(self.padding) != batch:
-            self.padding = [0] * batch
+        self.padding = self.padding_for(batch)
         self.packed = [0] * batch
         # The window: the last tokens in full precision, from the first that some row has not packed, or may get back.
         self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
@@ -127,6 +126,9 @@ class KIVILayer(RowsLayer):
         if tokens_to_remove == 0:
             return
         seen = self.seen + tokens_to_remove
+        if not seen:  # another text may follow, of other pads
+            self.reset()
+            return
         packed = [min(n, self.split.chunks(seen - pads)) for n, pads in zip(self.packed, self.padding, strict=True)]
         first, gone = self._kept_from(seen, packed), self._window_from
         windows = self.keys, self.values

@@ -29,6 +29,19 @@ class RowsLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         return self.seen
 
+    def padding_for(self, batch: int) -> list[int]:
+        """Pads of each row of a batch that begins.
+
+        Raises:
+            ValueError: pads were told of another number of rows.
+        """
+        if self.padding and len(self.padding) != batch:
+            raise ValueError(
+                f"set_padding told of the pads of {len(self.padding)} rows, and the first pass has {batch}: give it "
+                "the mask of the rows that the model reads (with beams, each of them), or reset() the cache"
+            )
+        return self.padding or [0] * batch
+
     def get_max_length(self) -> int:
         return -1
 

@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 
-from graphlossy.llm.kv._layer import RowsLayer
+from graphlossy.llm.kv._layer import RowsLayer, storage_bytes
 from graphlossy.llm.kv._rows import mask_of_caller, padding_of
 
-__all__ = ["LossyCache", "check_config", "layer_bytes"]
+__all__ = ["LossyCache", "check_config", "layer_bytes", "nothing_grows", "release"]
 
 
 class LossyCache(Cache):
-    """A cache some of whose layers are ours; it reads the padding of rows off the attention mask of the first pass."""
+    """A cache some of whose layers are ours; it reads the padding of rows off the attention mask of the first pass.
+
+    Args:
+        layers: ours and the model's own.
+        config: of the model's text part; the model's own object, which tells of its attention.
+    """
 
     left_padded_only = False  # whether pads behind a row's first real token cannot be told from tokens
+
+    def __init__(self, layers: list[Any], config: Any) -> None:
+        super().__init__(layers=layers)
+        self._config = config
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LossyCache:
+        """A copy for the same model: its configuration is no copy."""
+        memo[id(self._config)] = self._config
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        other.__dict__.update({name: deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return other
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Appends tokens to a layer, as transformers asks for it.
+
+        Raises:
+            ValueError: the model has more layers than the cache was made for, or not the attention that it needs, or
+                the tokens do not fit to what is held.
+        """
+        if layer_idx >= len(self.layers):
+            raise ValueError(
+                f"this cache was made for a model of {len(self.layers)} layers, and was given the tokens of layer "
+                f"{layer_idx}: make one of the model's own config"
+            )
+        layer = self.layers[layer_idx]
+        self.attended_by(self._config._attn_implementation, layer)
+        found: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        release(layer)
+        return found
+
+    def attended_by(self, implementation: str, layer: Any) -> None:
+        """Learns, before a layer's tokens come, what attention of the model they are for; raises ValueError if none."""
 
     @property
     def own_layers(self) -> list[Any]:
@@ -43,7 +84,8 @@ class LossyCache(Cache):
     def set_padding(self, attention_mask: Tensor) -> None:
         """Tells how many pads are before each row's first real token.
 
-        Models of transformers need no such call: it is read off the attention mask of their first pass.
+        Models of transformers need no such call: it is read off the attention mask of their first pass, unless that has
+        four dimensions.
 
         Args:
             attention_mask: [B, T], 0 for pads, as the tokenizer gives it.
@@ -80,9 +122,28 @@ class LossyCache(Cache):
 
 def layer_bytes(layer: Any) -> dict[str, int]:
     """Bytes of a layer of the model's own: keys and values, or the states of linear attention."""
-    names = ("keys", "values", "conv_states", "recurrent_states")
-    held = [t for name in names if isinstance(t := getattr(layer, name, None), Tensor)]
-    return {"plain": sum(t.numel() * t.element_size() for t in held)}
+    held: list[Any] = [getattr(layer, name, None) for name in ("keys", "values")]
+    for name in ("conv_states", "recurrent_states"):  # by number
+        held += getattr(layer, name, {}).values()
+    return {"plain": storage_bytes(*(t for t in held if isinstance(t, Tensor)))}
+
+
+def release(layer: Any) -> None:
+    """Lets a sliding window go of the text that it is a view of: transformers keeps all of it until the next pass."""
+    if getattr(layer, "is_sliding", False) and isinstance(layer.keys, Tensor):
+        keys, values = layer.keys, layer.values
+        if 4 * storage_bytes(keys) > 5 * keys.numel() * keys.element_size():  # not one token more in every pass
+            layer.keys, layer.values = keys.clone(), values.clone()
+
+
+def nothing_grows(layers: list[Any], what: str) -> ValueError:
+    """The error of a model none of whose layers can be ours."""
+    both = {type(x).__name__ for x in layers if isinstance(x, DynamicLayer) and hasattr(x, "conv_states")}
+    if both:
+        return ValueError(
+            f"layers that keep tokens and a state in one ({', '.join(sorted(both))}) are not supported yet"
+        )
+    return ValueError(f"no layer of this model has a cache that grows with the text: there is nothing to {what}")
 
 
 def check_config(config: Any) -> None:

@@ -13,7 +13,7 @@ from graphlossy.core.budget import format_bytes
 from graphlossy.llm._cache_names import PLANNED
 from graphlossy.llm.kv._evicting_layer import EvictingLayer
 from graphlossy.llm.kv._layer import RowsLayer
-from graphlossy.llm.kv._lossy_cache import LossyCache, check_config, layer_bytes
+from graphlossy.llm.kv._lossy_cache import LossyCache, check_config, layer_bytes, release
 from graphlossy.llm.kv.schemes import CacheScheme, parse_cache
 
 __all__ = ["CachePlan", "CacheRow", "plan_cache"]
@@ -90,7 +90,7 @@ def plan_cache(
 
     Raises:
         TypeError: ``config`` is no configuration of transformers.
-        ValueError: a number is below 1, or there is no such cache, or none for this model.
+        ValueError: a number is out of range, or there is no such cache, or none for this model.
 
     Example:
         >>> from transformers import LlamaConfig
@@ -107,24 +107,30 @@ def plan_cache(
     for name, value in (("batch_size", batch_size), ("length", length)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if batch_size * length > 2**40:
+        raise ValueError(f"batch_size x length must be at most 2^40 tokens, got {batch_size} x {length}")
     wanted = [caches] if isinstance(caches, str) else caches
     schemes = [parse_cache(cache) if isinstance(cache, str) else cache for cache in wanted]
     text = config.get_text_config(decoder=True)
-    shapes = [(batch_size, heads, length, width) for heads, width in _heads(text)]
+    each = getattr(text, "per_layer_config", None)  # heads may differ from layer to layer
     found: list[tuple[str, dict[str, int], int]] = []
     for scheme in [CacheScheme("plain"), *(s for s in schemes if s.name != "plain")]:
         cache = scheme.make(config)
         numbers = 0
-        for layer in cache.layers:
+        for number, layer in enumerate(cache.layers):
             if not isinstance(layer, (RowsLayer, DynamicLayer)):  # linear attention, or layers that share another's
                 continue
+            shapes = [(batch_size, heads, length, width) for heads, width in _heads(each[number] if each else text)]
             states = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
             layer.update(*states)
+            release(layer)
             if isinstance(layer, EvictingLayer):
                 layer.settle(True)
             numbers += sum(t.numel() for t in _kept(layer, states))
         found.append((scheme.name, _kinds(cache), numbers))
     plain = sum(found[0][1].values())
+    if not plain:
+        raise ValueError(f"a model of the kind {text.model_type!r} keeps no keys and values: there is nothing to plan")
     rows = []
     for scheme, kinds, numbers in found:
         total = sum(kinds.values())
@@ -134,6 +140,8 @@ def plan_cache(
 
 def _heads(text: Any) -> list[tuple[int, int]]:
     """(heads, width) of keys and of values, as the model gives them to its cache."""
+    if not hasattr(text, "num_attention_heads"):
+        raise ValueError(f"the configuration of a {text.model_type!r} does not tell how many heads its attention has")
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
         heads = 1  # Falcon

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from graphlossy.llm.kv._kivi import KIVICache
 from graphlossy.llm.kv._lossy_cache import LossyCache, layer_bytes
 from graphlossy.llm.kv._states import ATTENTION
 from graphlossy.llm.kv.schemes import CacheScheme
@@ -43,10 +44,17 @@ class Quality:
 
 
 class with_attention:
-    """Lets a model attend as a cache needs it, inside a ``with`` block."""
+    """Lets a model attend as a cache needs it, inside a ``with`` block.
+
+    Models that add sinks of their own to the softmax (gpt-oss), which our attention does not know, keep theirs where
+    the cache allows it.
+    """
 
     def __init__(self, model: Any, cache: Any) -> None:
-        self._model, self._wanted = model, ATTENTION if isinstance(cache, LossyCache) else None
+        own = isinstance(cache, KIVICache) and any(
+            isinstance(getattr(m, "sinks", None), Tensor) for m in model.modules()
+        )
+        self._model, self._wanted = model, ATTENTION if isinstance(cache, LossyCache) and not own else None
         self._before = model.config._attn_implementation
 
     def __enter__(self) -> None:

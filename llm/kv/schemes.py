@@ -74,10 +74,10 @@ def parse_cache(name: str) -> CacheScheme:
             heavy, recent = (_amount(name, word) for word in [*given, "0.1", "0.1"][:2])
             amounts = {"heavy": heavy, "recent": recent} | ({"prompt_only": True} if kind.endswith("-p") else {})
         elif match and packing is None:
-            packing = {
-                "key_bits": int(match["both"] or match["key"]),
-                "value_bits": int(match["both"] or match["value"]),
-            }
+            if match["both"]:
+                packing = {"bits": int(match["both"])}
+            else:
+                packing = {"key_bits": int(match["key"]), "value_bits": int(match["value"])}
             for option in match["options"].split("-")[1:]:
                 packing |= {"rotate_values": True} if option == "r" else {_OPTIONS[option[0]]: int(option[1:])}
         else:

@@ -7,7 +7,7 @@ number for every token of every head of keys; the highest are kept.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -53,6 +53,14 @@ class Scorer:
     prompt_only = False
     reads_sums = True
 
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError where a field of whole numbers has another value, or one below 0."""
+        for name, number in ((f.name, getattr(self, f.name)) for f in fields(self) if type(f.default) is int):
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"{type(self).__name__}: {name} must be a whole number, got {number!r}")
+            if number < 0:
+                raise ValueError(f"{type(self).__name__}: {name} must be at least 0, got {number}")
+
     def scores(self, view: View) -> Tensor:
         """[B, H, K]: the highest are kept, infinity always."""
         raise NotImplementedError
@@ -89,6 +97,7 @@ class SnapKV(Scorer):
     prompt_only = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.window_size < 1 or self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(
                 f"window_size must be at least 1 and kernel_size odd, got {self.window_size} and {self.kernel_size}"
@@ -153,10 +162,11 @@ class ExpectedAttention(Scorer):
     reads_sums = False
 
     def __post_init__(self) -> None:
-        if self.n_future_positions < 1 or self.n_sink < 0 or self.epsilon < 0:
+        super().__post_init__()
+        if self.n_future_positions < 1 or self.epsilon < 0:
             raise ValueError(
-                "n_future_positions must be at least 1, n_sink and epsilon at least 0, got "
-                f"{self.n_future_positions}, {self.n_sink} and {self.epsilon}"
+                "n_future_positions must be at least 1 and epsilon at least 0, got "
+                f"{self.n_future_positions} and {self.epsilon}"
             )
 
     def scores(self, view: View) -> Tensor:

@@ -80,15 +80,36 @@ def test_seeds_draw_words(llama: Path) -> None:
         ([" "], "the prompt is empty"),
         (["--prompt-file", "nowhere.txt"], "cannot read nowhere.txt: No such file"),
         (["the cat", "--cache", "4bits"], "no cache has the name '4bits'"),
-        (["the cat", "--cache", "5bit"], "key_bits must be one of 1, 2, 3, 4, 8, got 5"),
+        (["the cat", "--cache", "5bit"], "bits must be one of 1, 2, 3, 4, 8, got 5"),
         (["the cat", "--new-tokens", "600"], "more than the model's limit of 512"),
         (["the cat", "--chat"], "has no chat template"),
         (["the cat", "--device", "tpu9"], "device"),
+        (["the \ud800 cat"], "the prompt is no text in UTF-8"),
+        (["the cat", "--temperature", "nan"], "expected a finite number, got nan"),
+        (["the cat", "--temperature", "inf"], "not in the range"),
+        (["the cat", "--top-p", "nan"], "expected a finite number, got nan"),
+        (["the cat", "--seed", "9" * 23], "not in the range"),
+        (["the cat", "--cache", "4bit-s" + "9" * 23], "sinks must be a whole number of at least 0 and at most 1,024"),
     ],
 )
 def test_mistakes_end_in_one_line(llama: Path, arguments: list[str], said: str) -> None:
     found = run("generate", "--model", llama, *arguments)
     assert found.exit_code == 2 and said in found.output and "Traceback" not in found.output
+
+
+def test_a_temperature_near_zero_is_zero(llama: Path) -> None:
+    words = sentences(1)[0]
+    found = [generated(llama, "--temperature", t, "--new-tokens", 6, words)["text"] for t in ("0", "1e-40")]
+    assert found[0] == found[1]
+
+
+def test_half_a_model(llama: Path, tmp_path: Path) -> None:
+    for file in llama.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    found = run("generate", "--model", tmp_path, "the cat")
+    assert found.exit_code == 2 and "cannot load the model in" in found.output and "Traceback" not in found.output
 
 
 def test_no_model() -> None:

@@ -27,12 +27,14 @@ def straight(
     q: Tensor, k: Tensor, pieces: list[int], budget: Budget, future: bool = False
 ) -> tuple[list[list[int]], list[dict[int, float]]]:
     """H2O for one row without pads [heads, T, D], token by token: positions and scores that each head of keys keeps."""
-    heavy, recent = budget.tokens(pieces[0])
+    prompt = 0
     kept: list[list[int]] = [[] for _ in range(HEADS)]
     scores: list[dict[int, float]] = [{} for _ in range(HEADS)]
     start = 0
     for piece in pieces:
         new = list(range(start, start + piece))
+        prompt += piece if piece > 1 or not start else 0  # what is written counts in no share
+        heavy, recent = budget.tokens(prompt)
         for h in range(HEADS):
             held = kept[h] + new
             for token in new:

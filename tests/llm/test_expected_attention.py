@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from kv_models import FAMILIES, SIZES, WORDS, model_of, prompt  # noqa: E402
 
 from graphlossy.llm.kv._rope import Rotary  # noqa: E402
-from graphlossy.llm.kv.scorers import ExpectedAttention, View  # noqa: E402
+from graphlossy.llm.kv.scorers import ExpectedAttention, SnapKV, StreamingLLM, View  # noqa: E402
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 256}
 CONFIGS: dict[str, Any] = {
@@ -126,9 +126,18 @@ def test_options() -> None:
     without = ExpectedAttention(use_vnorm=False, n_sink=0).scores(view(query, keys, values))
     assert torch.allclose(without.sum(-1), torch.ones(1, 2))
     assert torch.isfinite(without).all() and (with_norm[..., 4:] > 0.5 * values[:, :, 4:].norm(dim=-1) - 1e-5).all()
-    for wrong in ({"n_future_positions": 0}, {"n_sink": -1}, {"epsilon": -0.1}):
+    for wrong in ({"n_future_positions": 0}, {"epsilon": -0.1}):
         with pytest.raises(ValueError, match="n_future_positions must be at least 1"):
             ExpectedAttention(**wrong)
+
+
+def test_numbers_of_every_scorer() -> None:
+    with pytest.raises(ValueError, match="ExpectedAttention: n_sink must be at least 0, got -1"):
+        ExpectedAttention(n_sink=-1)
+    with pytest.raises(TypeError, match="StreamingLLM: n_sink must be a whole number, got '4'"):
+        StreamingLLM(n_sink="4")
+    with pytest.raises(TypeError, match="SnapKV: window_size must be a whole number, got True"):
+        SnapKV(window_size=True)
 
 
 def test_few_tokens_and_pads() -> None:

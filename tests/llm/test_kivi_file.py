@@ -87,9 +87,9 @@ def test_an_eviction_that_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"by a scorer Oldest that is not ours: give load\(..., scorer=Oldest\(\)\)"):
         EvictionCache.load(tmp_path / "own", model.config)
     assert EvictionCache.load(tmp_path / "own", model.config, scorer=Oldest()).get_seq_length() == 0
-    with pytest.raises(ValueError, match="of another model: it has 2 layers, this one 3"):
+    with pytest.raises(ValueError, match="of another model: num_hidden_layers 2, not 3"):
         EvictionCache.load(tmp_path / "own", transformers.LlamaConfig(num_hidden_layers=3), scorer=Oldest())
-    with pytest.raises(ValueError, match="of another model: other layers"):
+    with pytest.raises(ValueError, match="of another model: model_type 'llama', not 'gemma3_text'"):
         EvictionCache.load(tmp_path / "own", FAMILIES["gemma3"](), scorer=Oldest())
 
 
@@ -130,10 +130,15 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file"):
         KIVICache.load(tmp_path / "none", model.config)
     deeper = transformers.LlamaConfig(num_hidden_layers=3)
-    with pytest.raises(ValueError, match="of another model: it has 2 layers"):
+    with pytest.raises(ValueError, match="of another model: num_hidden_layers 2, not 3"):
         KIVICache.load(path, deeper)
-    with pytest.raises(ValueError, match="of another model: other layers"):
+    with pytest.raises(ValueError, match="of another model: model_type 'llama', not 'gemma3_text'"):
         KIVICache.load(path, FAMILIES["gemma3"]())
+    for name, value in (("num_key_value_heads", 4), ("head_dim", 32)):  # whose layers are of the same kinds
+        other = FAMILIES["llama"]()
+        setattr(other, name, value)
+        with pytest.raises(ValueError, match=f"of another model: {name} {getattr(model.config, name)}, not {value}"):
+            KIVICache.load(path, other)
     (tmp_path / "half").write_bytes(path.read_bytes()[:300])
     with pytest.raises(ValueError, match="truncated"):
         KIVICache.load(tmp_path / "half", model.config)
@@ -144,10 +149,6 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     save_file(load_file(path), tmp_path / "newer", facts)
     with pytest.raises(ValueError, match="version 9"):
         KIVICache.load(tmp_path / "newer", model.config)
-    wider = transformers.LlamaConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, vocab_size=96)
-    loaded = KIVICache.load(path, wider)
-    with pytest.raises(ValueError, match="holds 2 rows of 2 heads of 16"):
-        transformers.LlamaForCausalLM(wider)(prompt(2, 1), past_key_values=loaded)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ def test_what_a_plan_refuses() -> None:
         plan_cache(config, 1, 0)
     with pytest.raises(TypeError, match="model's configuration"):
         plan_cache("smollm2")
-    with pytest.raises(ValueError, match="key_bits must be one of"):
+    with pytest.raises(ValueError, match="^bits must be one of"):
         plan_cache(config, caches="7bit")
     with pytest.raises(ValueError, match="no cache has the name '4-bit'"):
         plan_cache(config, caches=["4-bit"])

@@ -134,7 +134,8 @@ def test_a_large_rollback_gives_rounded_tokens_back() -> None:
     for found, wanted in zip(made.assembled(), same.assembled(), strict=True):
         assert torch.allclose(found[0], wanted[0], atol=0.03)
     made.crop(-100)
-    assert made.get_seq_length() == 0
+    assert made.get_seq_length() == 0 and made.padding == []  # another text may follow
+    made.padding = [0, 3]
     made.update(keys, values)
     same_storage(made, same)
 

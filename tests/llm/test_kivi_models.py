@@ -110,14 +110,16 @@ def test_layers_of_their_own_widths() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"bits": 5}, "key_bits must be one of 1, 2, 3, 4, 8, got 5"),
+        ({"bits": 5}, "bits must be one of 1, 2, 3, 4, 8, got 5"),
         ({"key_bits": 16}, "key_bits must be one of"),
         ({"value_bits": True}, "value_bits must be one of"),
         ({"group_size": 12}, "group_size must be a multiple of 8"),
-        ({"group_size": 0}, "group_size must be a whole number of at least 8, got 0"),
+        ({"group_size": 0}, "group_size must be a whole number of at least 8 and at most"),
         ({"value_group_size": 20}, "value_group_size must be a multiple of 8, such as 32, got 20"),
         ({"residual_length": -1}, "residual_length must be a whole number of at least 0"),
         ({"sinks": 1.5}, "sinks must be a whole number"),
+        ({"sinks": 1025}, "sinks must be a whole number of at least 0 and at most 1,024, got 1025"),
+        ({"residual_length": 10**30}, "residual_length must be a whole number"),
         ({"per_layer": {2: 4}}, "this model has layers 0 to 1, got 2"),
         ({"per_layer": {0: (4, 4, 4)}}, "give bits, (key_bits, value_bits) or None for layer 0"),
         ({"per_layer": {0: None, 1: None}}, "nothing to pack"),

@@ -23,7 +23,7 @@ SMALL = {"group_size": 8, "residual_length": 8, "sinks": 2}
     ("name", "scorer", "amounts", "packing"),
     [
         ("plain", None, {}, None),
-        (" 4BIT ", None, {}, {"key_bits": 4, "value_bits": 4}),
+        (" 4BIT ", None, {}, {"bits": 4}),
         ("k4v2-r-w32-s8-g64", None, {}, {"key_bits": 4, "value_bits": 2, "rotate_values": True, "residual_length": 32,
                                          "sinks": 8, "group_size": 64}),
         ("k4v3-r-v64", None, {}, {"key_bits": 4, "value_bits": 3, "rotate_values": True, "value_group_size": 64}),
@@ -32,7 +32,7 @@ SMALL = {"group_size": 8, "residual_length": 8, "sinks": 2}
         ("h2o-p:0.25:64", scorers.H2O(), {"heavy": 0.25, "recent": 64, "prompt_only": True}, None),
         ("expected:0.2", scorers.ExpectedAttention(), {"heavy": 0.2, "recent": 0.1}, None),
         ("snapkv:0.25+2bit-w16", scorers.SnapKV(), {"heavy": 0.25, "recent": 0.1},
-         {"key_bits": 2, "value_bits": 2, "residual_length": 16}),
+         {"bits": 2, "residual_length": 16}),
     ],
 )  # fmt: skip
 def test_names(name: str, scorer: Any, amounts: dict[str, Any], packing: dict[str, Any] | None) -> None:
@@ -56,7 +56,7 @@ def test_what_is_made() -> None:
     assert isinstance(cache, KIVICache) and cache.arguments["widths"] == [[4, 2]] * 2
     both = parse_cache("h2o:0.2:0.1+4bit").make(config)
     assert isinstance(both, EvictionCache) and both.own_layers[0].store.key_chunks.bits == 4
-    with pytest.raises(ValueError, match="key_bits must be one of"):
+    with pytest.raises(ValueError, match="^bits must be one of"):
         parse_cache("5bit").make(config)
     with pytest.raises(ValueError, match="heavy must be"):
         parse_cache("h2o:1.5").make(config)

@@ -31,7 +31,7 @@ class Straight:
 
     def __init__(self, q: Tensor, k: Tensor, budget: Budget, split: Split) -> None:
         self.q, self.k, self.split = q, k, split  # [GROUP, T, D], [T, D]
-        self.budget, self.limits = budget, (0, 0)
+        self.budget, self.limits, self.prompt = budget, (0, 0), 0
         self.held: list[int] = []  # sinks, packed tokens, the window
         self.scores: dict[int, float] = {}
 
@@ -43,8 +43,9 @@ class Straight:
             weights = torch.softmax(self.q[:, query] @ self.k[seen].T / WIDTH**0.5, -1).sum(0)
             for token, weight in zip(seen, weights.tolist(), strict=True):
                 self.scores[token] += weight
+        self.prompt += end - start if end - start > 1 or start == 0 else 0
+        self.limits = heavy, recent = self.budget.tokens(self.prompt)
         if start == 0:
-            self.limits = heavy, recent = self.budget.tokens(end)
             if len(self.held) > heavy + recent:
                 best = sorted(self.held[:-recent], key=lambda token: -self.scores[token])[:heavy]
                 self.held = sorted(best) + self.held[-recent:]
@@ -70,6 +71,7 @@ class Straight:
     [
         (Budget(20, 12), Split(2, 8, CHUNK, 0), [50] + [1] * 60),
         (Budget(0.5, 0.1), Split(0, 4, CHUNK, 0), [80] + [1] * 30),
+        (Budget(0.4, 0.1), Split(0, 4, CHUNK, 0), [20] * 5 + [1] * 20),
         (Budget(6, 20), Split(3, 4, CHUNK, 0), [20] + [3] * 20),
         (Budget(16, 8), Split(1, 8, CHUNK, 0), [10] + [7, 30, 1, 1, 25] + [1] * 30),
         (Budget(500, 8), Split(2, 8, CHUNK, 0), [30] + [1] * 10),
