@@ -45,7 +45,7 @@ def datasets_command(root: Path | None, as_json: bool) -> None:
 @click.command(name="methods", short_help="All methods: memory, seed, engines.")
 @with_json
 def methods_command(as_json: bool) -> None:
-    """List the methods: what they take of memory, whether they draw at random, and which engines have them.
+    """List the methods: what they need of a graph and take of memory, whether they draw at random, and their engines.
 
     \b
     Example:
@@ -58,17 +58,19 @@ def methods_command(as_json: bool) -> None:
     rows = []
     for name, cls in METHODS.items():
         having = [engine for engine in here if name in engines.METHODS[engine]]
-        rows.append({"name": name, "title": cls.title, "memory": cls.memory, "seeded": cls.seeded, "engines": having,
-                     "paper": cls.paper})  # fmt: skip
+        rows.append({"name": name, "title": cls.title, "needs": list(cls.needs), "memory": cls.memory,
+                     "seeded": cls.seeded, "engines": having, "paper": cls.paper})  # fmt: skip
     if as_json:
         click.echo(json.dumps({"engines": here, "methods": rows}, indent=2))
         return
     lines = [
-        [r["name"], r["title"], r["memory"], "yes" if r["seeded"] else "no", ", ".join(r["engines"])] for r in rows
-    ]
-    _show(["name", "title", "memory", "random", "engines"], lines)
+        [r["name"], r["title"], ", ".join(r["needs"]) or "-", r["memory"], "yes" if r["seeded"] else "no",
+         ", ".join(r["engines"])]
+        for r in rows
+    ]  # fmt: skip
+    _show(["name", "title", "needs", "memory", "random", "engines"], lines)
     told = ", ".join(f"{name} {version or 'not installed'}" for name, version in here.items())
-    click.echo(f"n: nodes, m: edges, d: features.  Engines: {told}.")
+    click.echo(f"x: features of nodes.  n: nodes, m: edges, d: features.  Engines: {told}.")
 
 
 def _show(head: list[str], rows: list[list[str]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import click
@@ -23,10 +22,8 @@ def names_of(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 
 def jobs_of(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
     """``4``, ``auto`` (the cores this process may use), ``ray`` or ``ray:4``."""
-    if value is None or value == "ray" or value.startswith("ray:"):
+    if value is None or value in ("auto", "ray") or value.startswith("ray:"):
         return value
-    if value == "auto":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not value.isdigit() or int(value) < 1:
         raise click.BadParameter(f"expected a number of processes, auto, ray or ray:N, got {value!r}")
     return int(value)

@@ -48,7 +48,8 @@ def command(ctx: click.Context) -> None:
 
 @command.command(name="run", short_help="Run methods on data sets, trial by trial.")
 @click.option("--datasets", callback=names_of, metavar="NAME|PATH[,...]",
-              help="Data sets: names (see `graphlossy outliers datasets`), files or folders.")  # fmt: skip
+              help="Data sets: names (see `graphlossy outliers datasets`), files or folders.  "
+              "[default: inj_wordnet]")  # fmt: skip
 @click.option("--methods", callback=names_of, metavar="NAME[,...]",
               help="Methods (see `graphlossy outliers methods`) or package.module:Class.  [default: all]")  # fmt: skip
 @click.option("--trials", type=click.IntRange(1, 100_000), metavar="N",
@@ -86,8 +87,12 @@ def run_command(
 
     Hyper-parameters and seed of a trial follow from --seed and its place in the grid, so the scores do not depend on
     --jobs, on the rest of the grid, or on a run that was stopped and taken up again. Five rows that need no model
-    (degree, feature norm, the higher of both ranks, copies of features, random) are always added. With no arguments: a
-    few methods on the embedded graph, in minutes. Ends with 1 where nothing but those five rows was done.
+    (degree, feature norm, the higher of both ranks, copies of features, random) are always added. Ends with 1 where
+    nothing but those five rows was done.
+
+    Without --datasets and --methods it is a quick look, in minutes: lof, if, scan, mlpae, gcnae and dominant on the
+    embedded graph inj_wordnet, with --trials 2, --set epoch=20, --jobs auto and --out runs/outliers-quick where these
+    are not given. With --methods alone the data set is inj_wordnet as well, and all else is as usual.
 
     \b
     DIR has:
@@ -105,7 +110,7 @@ def run_command(
       graphlossy outliers run --datasets gen_1000 --methods dominant --engine native,pyod --out peers
       graphlossy outliers run --datasets shop.npz#fraud --methods gcnae,dominant --bits 2 --set epoch=100
     """
-    from graphlossy.outliers.runner import BenchmarkError, benchmark
+    from graphlossy.outliers.runner import BenchmarkError, Results, benchmark
     from graphlossy.outliers.runner.bars import GridBars
     from graphlossy.outliers.runner.methods import LEAK_ROWS
 
@@ -135,7 +140,8 @@ def run_command(
             click.echo(json.dumps(content, indent=2, allow_nan=False))
         else:
             click.echo(results.table(), nl=False)
-            click.echo(f"\nreport: {write_report(results, folder / 'report.html')}")
+            # Of all that the folder holds, of which this grid may be a part.
+            click.echo(f"\nreport: {write_report(Results.read(folder), folder / 'report.html')}")
     asked = {record["method"] for record in results.records if record["method"] not in LEAK_ROWS}
     if asked and not any(record["status"] == "done" and record["method"] in asked for record in results.records):
         _say(errors, "none of the methods that were asked for was done; the notes say why")
@@ -149,7 +155,7 @@ def _quick(given: dict[str, Any], errors: Console, silent: bool) -> None:
         given["trials"] = QUICK["trials"]
     general = given["options"].setdefault("*", {})
     given["options"]["*"] = {**QUICK["options"]["*"], **general}
-    given["jobs"] = given["jobs"] or jobs_of(click.get_current_context(), click.Option(["--jobs"]), "auto")
+    given["jobs"] = given["jobs"] or "auto"
     given["out"] = given["out"] or Path("runs") / "outliers-quick"
     if not silent:
         _say(

@@ -112,12 +112,7 @@ class Detector(ABC):
         if self.inductive:
             graph = prepare(data, needs=self.needs)
             return _checked(self, self._score_new(graph), graph)
-        warnings.warn(
-            f"{self.title} is transductive: a copy of the detector is fitted to the new graph",
-            UserWarning,
-            stacklevel=2,
-        )
-        return copy.copy(self).fit(data).decision_score_
+        return self._refitted(data).decision_score_
 
     def predict(
         self,
@@ -132,7 +127,8 @@ class Detector(ABC):
         """Labels, scores, probabilities and confidence, those that are asked for, in this order.
 
         Args:
-            data: the graph; None for the fitted one.
+            data: the graph; None for the fitted one. A transductive detector is fitted to another graph as
+                :meth:`decision_function` does it, and what follows is by the threshold and scale of that copy.
             label: not read.
             return_pred: [N] int64, 1 where the score exceeds ``threshold_``.
             return_score: [N] float32.
@@ -147,22 +143,36 @@ class Detector(ABC):
 
         Raises:
             RuntimeError: not fitted.
-            ValueError: ``prob_method`` is unknown, or nothing is asked for.
+            TypeError, ValueError: as ``fit``; or ``prob_method`` is unknown, or nothing is asked for.
         """
         self._check_fitted()
         if not (return_pred or return_score or return_prob or return_conf):
             raise ValueError("ask for at least one of return_pred, return_score, return_prob, return_conf")
-        score = self.decision_score_ if data is None else self.decision_function(data)
+        fitted, score = self, self.decision_score_
+        if data is not None and self.inductive:
+            score = self.decision_function(data)
+        elif data is not None:
+            fitted = self._refitted(data)
+            score = fitted.decision_score_
         out: list[Tensor] = []
         if return_pred:
-            out.append((score.double() > self.threshold_).long())
+            out.append((score.double() > fitted.threshold_).long())
         if return_score:
             out.append(score)
         if return_prob:
-            out.append(self._probability(score, prob_method))
+            out.append(fitted._probability(score, prob_method))
         if return_conf:
-            out.append(self._confidence(score))
+            out.append(fitted._confidence(score))
         return out[0] if len(out) == 1 else tuple(out)
+
+    def _refitted(self: _Self, data: Any) -> _Self:
+        """A copy, fitted to another graph, with a warning at the line that called the method that called this."""
+        warnings.warn(
+            f"{self.title} is transductive: a copy of the detector is fitted to the new graph",
+            UserWarning,
+            stacklevel=3,
+        )
+        return copy.copy(self).fit(data)
 
     def _probability(self, score: Tensor, method: str) -> Tensor:
         fitted = self.decision_score_

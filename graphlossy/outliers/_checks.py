@@ -126,7 +126,8 @@ def prepare(data: Any, *, needs: Sequence[str] = ("x", "edges")) -> Graph:
         data: a ``torch_geometric.data.Data`` or any object with ``x`` [N, F] and ``edge_index`` [2, E]; or a
             :class:`Graph`, which is returned as it is.
         needs: ``"x"`` and ``"edges"``, what the method cannot do without. A graph without edges (E = 0) and isolated
-            nodes are allowed; what is missing and not needed is taken as empty.
+            nodes are allowed; what is missing and not needed is taken as empty, and x may have no columns (F = 0)
+            where it is not needed.
 
     Returns:
         The graph, edges coalesced. ``data`` is not changed.
@@ -146,19 +147,20 @@ def prepare(data: Any, *, needs: Sequence[str] = ("x", "edges")) -> Graph:
     unknown = set(needs) - {"x", "edges"}
     if unknown:
         raise ValueError(f"needs may name 'x' and 'edges', got {sorted(unknown)}")
-    if not hasattr(data, "x") and not hasattr(data, "edge_index"):
-        raise TypeError(
-            f"data must be a torch_geometric.data.Data with x [N, F] and edge_index [2, E], got {type(data).__name__}"
-        )
-    if type(data).__name__ in ("HeteroData", "Batch"):
+    # By name, without importing PyG; the class of a batch is made by PyG as a subclass, DataBatch.
+    if {"HeteroData", "Batch"} & {cls.__name__ for cls in type(data).__mro__}:
         raise TypeError(
             f"data must be one graph of one node type, got {type(data).__name__}: use data.to_homogeneous() or "
             "one graph at a time"
         )
+    if not hasattr(data, "x") and not hasattr(data, "edge_index"):
+        raise TypeError(
+            f"data must be a torch_geometric.data.Data with x [N, F] and edge_index [2, E], got {type(data).__name__}"
+        )
     x, edges = getattr(data, "x", None), getattr(data, "edge_index", None)
     if x is None and "x" in needs:
         raise TypeError(
-            "data.x is missing: this method needs node features [N, F]; of those that do without, see "
+            "data.x is missing: this method needs node features [N, F]; which do without says the column 'needs' of "
             "'graphlossy outliers methods'"
         )
     if edges is None and "edges" in needs:
@@ -168,7 +170,7 @@ def prepare(data: Any, *, needs: Sequence[str] = ("x", "edges")) -> Graph:
         )
     given = getattr(data, "num_nodes", None)
     if x is not None:
-        x = _features(x)
+        x = _features(x, 1 if "x" in needs else 0)
         num_nodes = x.size(0)
         if given is not None and int(given) != num_nodes:
             raise ValueError(f"data.num_nodes is {int(given)}, but data.x has {num_nodes} rows: they must agree")
@@ -185,15 +187,15 @@ def prepare(data: Any, *, needs: Sequence[str] = ("x", "edges")) -> Graph:
     return Graph(x, coalesced(edges, num_nodes), num_nodes)
 
 
-def _features(x: Any) -> Tensor:
+def _features(x: Any, least: int) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"data.x must be a tensor [N, F], got {type(x).__name__}: use torch.as_tensor(x)")
     if x.layout is not torch.strided:
         x = x.to_dense()
     if x.is_complex():
         raise TypeError(f"data.x must hold real numbers, got {x.dtype}")
-    if x.dim() != 2 or (x.size(0) and x.size(1) == 0):
-        raise ValueError(f"data.x must have shape [N, F] with at least one feature, got {list(x.shape)}")
+    if x.dim() != 2 or (x.size(0) and x.size(1) < least):
+        raise ValueError(f"data.x must have shape [N, F]{' with at least one feature' * least}, got {list(x.shape)}")
     x = x.detach().to(torch.float32).contiguous()
     bad = (~torch.isfinite(x)).any(1)
     if bool(bad.any()):

@@ -22,6 +22,7 @@ __all__ = ["DeepDetector", "seeded"]
 # Columns of a sampled structure error in the epoch whose errors are the scores.
 _SCORED = 16_384
 _SMALL = frozenset({"enron", "disney", "books", "dgraph"})
+_LARGE = 1e6  # products and sums of squares of features beyond this may leave float32
 
 
 @contextmanager
@@ -164,6 +165,7 @@ class DeepDetector(Detector):
         graph = graph.to(self.device)
         self.losses_, self.epoch_seconds_ = [], []
         self._counted = False
+        self._largest = max(map(abs, map(float, graph.x.aminmax()))) if graph.x.numel() else 0.0
         score = graph.x.new_zeros(graph.num_nodes)
         with seeded(self.seed_, self.device):
             module = self._build(graph).to(self.device)
@@ -216,17 +218,23 @@ class DeepDetector(Detector):
 
 def _finite(loss: float, epoch: int, detector: DeepDetector) -> None:
     if not math.isfinite(loss):
+        advice = "try a smaller lr"
+        if epoch == 0 and detector._largest > _LARGE:
+            advice = f"the features reach {detector._largest:.3g}; scale them, such as by x / x.abs().max()"
         raise FloatingPointError(
             f"the loss of {detector.title} is {loss} in epoch {epoch + 1} of {detector.epoch} "
-            f"(lr {detector.lr}, weight_decay {detector.weight_decay}): try a smaller lr"
+            f"(lr {detector.lr}, weight_decay {detector.weight_decay}): {advice}"
         )
 
 
 def _device(device: torch.device | str) -> str:
+    wrong = f"device must be 'cpu', 'cuda' or 'cuda:0', got {device!r}"
     try:
         parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0', got {device!r}") from error
+        raise ValueError(wrong) from error
+    if parsed.type not in ("cpu", "cuda"):
+        raise ValueError(wrong)
     if parsed.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but torch sees no CUDA device: use 'cpu'")
     return str(parsed)

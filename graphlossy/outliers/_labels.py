@@ -10,11 +10,12 @@ from torch import Tensor
 
 from graphlossy.datasets import DatasetError
 
-__all__ = ["CONTEXTUAL", "STRUCTURAL", "labels", "read_labels", "types"]
+__all__ = ["CONTEXTUAL", "LEFT_OUT", "STRUCTURAL", "labels", "left_out", "read_labels", "types"]
 
 CONTEXTUAL, STRUCTURAL = 1, 2
 _TYPES = {"contextual": CONTEXTUAL, "structural": STRUCTURAL}
 _ALL = CONTEXTUAL | STRUCTURAL
+LEFT_OUT = "its y holds class numbers and was left out"  # in the note of a graph, before what to do about it
 
 
 def labels(data: Any) -> Tensor:
@@ -61,6 +62,17 @@ def types(data: Any) -> dict[str, Tensor]:
         return {}
     found = {name: (y & bit) != 0 for name, bit in _TYPES.items()}
     return {name: mask for name, mask in found.items() if bool(mask.any())}
+
+
+def left_out(note: str | None) -> str:
+    """What a graph's note says of labels that were left out, in parentheses; "" where it says nothing of them.
+
+    Example:
+        >>> left_out(f"mine.pt; {LEFT_OUT}"), left_out("mine.pt")
+        (' (its y holds class numbers and was left out)', '')
+    """
+    _, found, advice = (note or "").partition(LEFT_OUT)
+    return f" ({found}{advice})" if found else ""
 
 
 def read_labels(values: Any, nodes: int, where: str) -> Tensor:

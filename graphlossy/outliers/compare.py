@@ -5,17 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphlossy.outliers._paper import PAPER
+from graphlossy.outliers.methods import METHODS
+from graphlossy.outliers.protocol import trial_count
 from graphlossy.outliers.runner.errors import BenchmarkError
-from graphlossy.outliers.table import Cell, cell_text, make_table
+from graphlossy.outliers.runner.methods import own_name
+from graphlossy.outliers.table import Cell, Row, cell_text, make_table
 
 if TYPE_CHECKING:
     from graphlossy.outliers.runner.benchmark import Results
 
-__all__ = ["REASONS", "Comparison", "comparison", "render_comparison", "render_reasons"]
+__all__ = [
+    "REASONS", "Comparison", "comparison", "render_comparison", "render_reasons", "told_options", "told_settings",
+]  # fmt: skip
 
 FORMATS = ("text", "markdown", "csv")
 _WEIGHTED = ("dominant", "anomalydae", "guide", "conad")
@@ -40,6 +46,7 @@ REASONS = {
         "column of 193,978 leaves both methods some seven distinct scores in float32: what is compared is rounding."
     ),
     "spread": "20 unseeded trials with drawn hyper-parameters: another 20 have another mean, and a maximum over them.",
+    "settings": "This run has another protocol, other options, fewer trials or another engine than the paper's.",
     "unknown": "No reason is known.",
 }  # fmt: skip
 
@@ -82,7 +89,7 @@ def comparison(results: Results) -> list[Comparison]:
 
     Example:
         >>> from graphlossy.outliers._paper import figure
-        >>> _, verdict, reason = _judged(figure("57.6±2.9"), Cell(0.42, 0.01, 0.43, 20, {}), "if", "disney")
+        >>> _, verdict, reason = _judged(figure("57.6±2.9"), Cell(0.42, 0.01, 0.43, 20, {}), "if", "disney", True)
         >>> verdict, reason
         ('agrees', 'inverted')
     """
@@ -92,7 +99,8 @@ def comparison(results: Results) -> list[Comparison]:
             paper, cell = PAPER.get((row.method, dataset)), row.cells[column]
             if paper is None or cell is None:
                 continue
-            difference, verdict, reason = _judged(paper, cell, row.method, dataset)
+            alike = _as_published(results, row, dataset, cell)
+            difference, verdict, reason = _judged(paper, cell, row.method, dataset, alike)
             ours = cell_text(cell, "auc")
             found.append(
                 Comparison(dataset, row.method, row.title, row.engine, paper.text, ours, difference, verdict, reason)
@@ -105,7 +113,48 @@ def comparison(results: Results) -> list[Comparison]:
     return found
 
 
-def _judged(paper: object, cell: Cell, method: str, dataset: str) -> tuple[float | None, str, str]:
+def told_settings(results: Results) -> str:
+    """Protocol, trials, engines and options of a run, in a line; "" where they are those of the paper."""
+    protocol, options = results.settings["protocol"], told_options(results.settings["options"])
+    trials = max(record["trial"] for record in results.records) + 1
+    engines = ", ".join(sorted({record["engine"] for record in results.records}))
+    if protocol == "bond" and not options and trials >= _PAPER_TRIALS and engines == "native":
+        return ""
+    return (
+        f"This run: protocol {protocol}, up to {trials} trials, engine {engines}, options {options or 'none'}; the "
+        f"paper's: protocol bond, {_PAPER_TRIALS} trials, no options."
+    )
+
+
+def told_options(options: Mapping[str, Mapping[str, Any]]) -> str:
+    """The options of a run as they are given on the command line.
+
+    Example:
+        >>> told_options({"*": {"bits": 2}, "dominant": {"epoch": 50}})
+        'bits=2, dominant.epoch=50'
+    """
+    return ", ".join(
+        f"{option}={value}" if method == "*" else f"{method}.{option}={value}"
+        for method, values in options.items()
+        for option, value in values.items()
+    )
+
+
+def _as_published(results: Results, row: Row, dataset: str, cell: Cell) -> bool:
+    """Whether a cell was run as the paper says, by our own implementation."""
+    cls, given = METHODS[row.method], set()
+    for key, values in results.settings["options"].items():
+        if key == "*" or own_name(key) == row.method:
+            given |= set(values)
+    return (
+        results.settings["protocol"] == "bond"
+        and row.engine == "native"
+        and not given & set(cls.parameter_names())
+        and cell.done >= trial_count(cls, dataset, "bond", _PAPER_TRIALS)
+    )
+
+
+def _judged(paper: object, cell: Cell, method: str, dataset: str, as_published: bool) -> tuple[float | None, str, str]:
     mean, std = getattr(paper, "mean", None), getattr(paper, "std", None) or 0.0
     inverted = "inverted" if method == "if" else ""
     if mean is None or cell.mean is None:
@@ -117,21 +166,26 @@ def _judged(paper: object, cell: Cell, method: str, dataset: str) -> tuple[float
         return difference, "agrees", inverted
     if abs(difference) <= 2 * math.hypot(std, spread):
         return difference, "within spread", inverted or "spread"
-    return difference, "differs", inverted or _reason(method, dataset)
+    return difference, "differs", inverted or _reason(method, dataset, as_published)
 
 
-def _reason(method: str, dataset: str) -> str:
+def _reason(method: str, dataset: str, as_published: bool) -> str:
     if dataset in _INJECTED and method in _WEIGHTED:
         return "weight"
     if dataset == "enron" and method in ("dominant", "radar", "lof"):
         return "enron"
     if dataset == "books" and method in ("radar", "anomalous"):
         return "radar"
-    return "unknown"
+    return "unknown" if as_published else "settings"
 
 
-def render_comparison(rows: list[Comparison], format: str = "text") -> str:
+def render_comparison(rows: list[Comparison], format: str = "text", settings: str = "") -> str:
     """The comparison as text, Markdown or CSV, with the reasons it refers to.
+
+    Args:
+        rows: of `comparison`.
+        format: ``"text"``, ``"markdown"`` or ``"csv"`` (the cells alone).
+        settings: a line for the head, of `told_settings`.
 
     Raises:
         BenchmarkError: the format is unknown.
@@ -139,29 +193,18 @@ def render_comparison(rows: list[Comparison], format: str = "text") -> str:
     if format not in FORMATS:
         raise BenchmarkError(f"format must be one of {', '.join(FORMATS)}; got {format!r}")
     head = ["data set", "method", "paper", "ours", "difference", "verdict", "reason"]
-    lines = [
-        [
-            r.dataset,
-            r.title,
-            r.paper,
-            r.ours,
-            r.points,
-            r.verdict,
-            r.reason,
-        ]
-        for r in rows
-    ]
+    lines = [[r.dataset, r.title, r.paper, r.ours, r.points, r.verdict, r.reason] for r in rows]
     if format == "csv":
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([head, *lines])
         return out.getvalue()
-    said = render_reasons(rows)
+    said, first = render_reasons(rows), [settings, ""] if settings else []
     if format == "markdown":
         bars = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines]]
-        return "\n".join([*bars, "", *(f"- {text}" for text in said)]) + "\n"
+        return "\n".join([*first, *bars, "", *(f"- {text}" for text in said)]) + "\n"
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     texts = ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in [head, *lines]]
-    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:], "", *said]) + "\n"
+    return "\n".join([*first, texts[0], "-" * len(texts[0]), *texts[1:], "", *said]) + "\n"
 
 
 def render_reasons(rows: list[Comparison]) -> list[str]:

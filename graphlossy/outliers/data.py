@@ -18,7 +18,7 @@ from graphlossy.datasets._planetoid import default_root
 from graphlossy.outliers._checks import prepare
 from graphlossy.outliers._files_npz import read_npz, save_npz
 from graphlossy.outliers._files_pygod import is_pt, read_pt
-from graphlossy.outliers._labels import labels, read_labels, types
+from graphlossy.outliers._labels import LEFT_OUT, labels, read_labels, types
 from graphlossy.outliers.generate import LARGEST, SMALLEST, generate
 from graphlossy.outliers.injection import inject
 
@@ -103,7 +103,8 @@ def load(name_or_path: str | os.PathLike[str], *, root: str | os.PathLike[str] |
     ====================================  ============================================================================
 
     Labels of value 0 and 1 are kept as they are; those of PyGOD's injected sets are a bit field, as are labels up to 3
-    that ``#LABELS`` names. A ``y`` of class numbers in a file is left out.
+    that ``#LABELS`` names, as an array or as a file: in the present folder, in that of the graph, or beside the graph.
+    A ``y`` of class numbers in a file is left out; one up to 3 may be a bit field, which ``#y`` says it is.
 
     Args:
         name_or_path: as above; names are matched in any case and come before paths.
@@ -147,7 +148,7 @@ def load(name_or_path: str | os.PathLike[str], *, root: str | os.PathLike[str] |
             raise DatasetError(f"{place}: N must be from {SMALLEST} to {LARGEST}, got {nodes}")
         made = generate(nodes, kind=_kind(name), seed=seed)
     elif name in graph_names():
-        return _with_labels(_unlabelled(load_graph(name, root=root, seed=seed), name), key)
+        return _with_labels(_unlabelled(load_graph(name, root=root, seed=seed), name, name), key)
     else:
         return _with_labels(_read_path(Path(place), root), key)
     made.name = name
@@ -179,7 +180,7 @@ def _read_path(path: Path, root: str | os.PathLike[str] | None) -> dict[str, Any
     if path.is_file() and (is_pt(path) or path.suffix.lower() == ".npz"):
         return _read_file(path, path.name.split(".")[0])
     if path.is_dir():
-        return _unlabelled(load_graph(path), path.resolve().name)
+        return _unlabelled(load_graph(path), path.resolve().name, str(path))
     if path.is_file():
         raise DatasetError(f"{path}: a file of a graph ends in .pt, .pt.zip or .npz")
     if len(path.parts) > 1 or is_pt(path) or path.suffix:
@@ -201,7 +202,7 @@ def _read_file(path: Path, name: str) -> dict[str, Any]:
     """The attributes of a graph in a file, with ``where`` they are from."""
     found = read_pt(path) if is_pt(path) else read_npz(path)
     if not found:
-        return _unlabelled(load_graph(path), name)
+        return _unlabelled(load_graph(path), name, str(path))
     if missing := [key for key in ("x", "edge_index") if found.get(key) is None]:
         raise DatasetError(
             f"{path}: has no {' and no '.join(missing)}; its attributes are {', '.join(sorted(found)) or 'none'}"
@@ -214,10 +215,10 @@ def _read_file(path: Path, name: str) -> dict[str, Any]:
     return {**found, "name": name, "note": source, "where": str(path), "typed": typed}
 
 
-def _unlabelled(data: Data, name: str) -> dict[str, Any]:
+def _unlabelled(data: Data, name: str, where: str) -> dict[str, Any]:
     """A graph of :mod:`graphlossy.datasets`, whose labels are classes."""
     return {
-        "x": data.x, "edge_index": data.edge_index, "name": name, "where": name, "typed": False, "classes": data.y,
+        "x": data.x, "edge_index": data.edge_index, "name": name, "where": where, "typed": False, "classes": data.y,
         "note": f"graphlossy.datasets.load({str(data.name)!r})",
     }  # fmt: skip
 
@@ -243,12 +244,13 @@ def _with_labels(found: dict[str, Any], key: str) -> Data:
         try:
             y = read_labels(y, graph.num_nodes, where)
             classes = not typed and bool((y > 1).any())
+            hint = f"; if it is a bit field of outliers, 1 contextual and 2 structural, name it: {where}#y"
         except DatasetError:
             if typed or not _whole(y, graph.num_nodes):
                 raise
-            classes = True
+            classes, hint = True, ""
         if classes:
-            y, note = None, f"{note}; its y holds class numbers and was left out"
+            y, note = None, f"{note}; {LEFT_OUT}{hint}"
     data = Data(x=graph.x, edge_index=graph.edge_index)
     if y is not None:
         data.y = y
@@ -268,14 +270,15 @@ def _named(found: dict[str, Any], key: str, nodes: int) -> tuple[Any, int, str]:
     where = f"{found['where']}#{key}"
     if key in found and key not in ("x", "edge_index", "name", "note", "where"):
         return found[key], nodes, where
-    beside = Path(found["where"]).parent / key
-    file = next((path for path in (Path(key), beside) if path.is_file()), None)
+    graph = Path(found["where"])
+    places = [Path(key), *([graph / key] if graph.is_dir() else []), graph.parent / key]
+    file = next((path for path in places if path.is_file()), None)
     if file is None:
         one = ((nodes,), (nodes, 1))
         arrays = sorted(name for name, value in found.items() if tuple(getattr(value, "shape", ())) in one)
         raise DatasetError(
-            f"{where}: there is no file {key} or {beside}, and no array of that name in the graph; arrays with one "
-            f"value a node are {', '.join(arrays) or 'none'}"
+            f"{where}: there is no file {' or '.join(map(str, places))}, and no array of that name in the graph; "
+            f"arrays with one value a node are {', '.join(arrays) or 'none'}"
         )
     try:
         if file.suffix == ".npy":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphlossy.core.budget import format_bytes
 from graphlossy.outliers._chart import Curve, critical_diagram, legend, log_log
-from graphlossy.outliers.compare import comparison, render_reasons
+from graphlossy.outliers.compare import comparison, render_reasons, told_options, told_settings
 from graphlossy.outliers.ranks import Ranking, rank
 from graphlossy.outliers.runner.errors import BenchmarkError
 from graphlossy.outliers.table import METRICS, Table, best_rows, cell_text, make_table
@@ -143,7 +143,8 @@ def _paper(results: Results) -> str:
     lines = [["data set", "method", "paper", "ours", "difference", "verdict", "reason"]]
     for r in rows:
         lines.append([r.dataset, r.title, r.paper, r.ours, r.points, r.verdict, r.reason])
-    notes = "".join(f'<p class="note">{escape(text)}</p>' for text in render_reasons(rows))
+    said = [text for text in (told_settings(results), *render_reasons(rows)) if text]
+    notes = "".join(f'<p class="note">{escape(text)}</p>' for text in said)
     return f"<details><summary>{len(rows)} cells</summary>{_table(lines)}</details>{notes}"
 
 
@@ -168,11 +169,7 @@ def _settings(results: Results) -> str:
     rows = [["setting", "value"]]
     for name, value in results.settings.items():
         if name == "options":
-            value = ", ".join(
-                f"{option}={entry}" if method == "*" else f"{method}.{option}={entry}"
-                for method, options in value.items()
-                for option, entry in options.items()
-            )
+            value = told_options(value)
         elif isinstance(value, dict):
             value = ", ".join(f"{key} {entry}" for key, entry in value.items())
         rows.append([name, str(value) or "-"])

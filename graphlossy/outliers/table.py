@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphlossy.core.budget import format_bytes
+from graphlossy.outliers._labels import left_out
 from graphlossy.outliers.metrics import mean_and_spread
 from graphlossy.outliers.runner.errors import BenchmarkError
 from graphlossy.outliers.runner.methods import LEAK_ROWS, registry
@@ -108,7 +109,8 @@ def make_table(results: Results, metric: str = "auc") -> Table:
             title += f" [{engine}]"
         cells = tuple(_cell(found[name], metric) if name in found else None for name in datasets)
         rows.append(Row(title, method, engine, leak, cells))
-    return Table(metric, METRICS[metric], datasets, tuple(rows), tuple(_notes(rows, datasets, metric)))
+    notes = _notes(rows, datasets, metric, results.datasets)
+    return Table(metric, METRICS[metric], datasets, tuple(rows), tuple(notes))
 
 
 def render(table: Table, format: str = "text") -> str:
@@ -186,15 +188,17 @@ def _cell(records: Sequence[dict[str, Any]], metric: str) -> Cell:
     return Cell(mean, std, max(values), len(values), dict(others), reasons, constant)
 
 
-def _notes(rows: Sequence[Row], datasets: Sequence[str], metric: str) -> list[str]:
+def _notes(
+    rows: Sequence[Row], datasets: Sequence[str], metric: str, facts: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     notes = []
     if is_share(metric):
         for column, name in enumerate(datasets):
             notes += _leak_note(rows, column, name, metric)
-            cells = [cell for row in rows if (cell := row.cells[column]) is not None]
-            if cells and all(cell.done and cell.mean is None for cell in cells):
+            if name in facts and facts[name]["outliers"] is None:
                 notes.append(
-                    f"{name} has no labels, so there are no figures; the scores: --save-scores, or the command score"
+                    f"{name} has no labels{left_out(facts[name]['note'])}, so there are no figures; the scores: "
+                    "--save-scores, or the command score"
                 )
         notes += [
             f"{row.title} on {name}: in {cell.constant} of {cell.done} trials every node has the same score"

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from graphlossy.cli._outliers_options import jobs_of, options_of, statuses_of
-from graphlossy.cli.outliers import command
+from graphlossy.cli.outliers import QUICK, command
 
 pytest.importorskip("sklearn")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,13 +59,13 @@ def refused(*arguments: object) -> str:
 def test_records_table_report_and_compare(study: Path) -> None:
     records = [json.loads(line) for line in (study / "trials.jsonl").read_text().splitlines()]
     assert [(r["method"], r["trial"]) for r in records] == [
-        ("lof", 0), ("gcnae", 0), ("gcnae", 1), ("degree", 0), ("norm", 0), ("maxrank", 0), ("copies", 0),
-        ("random", 0), ("random", 1),
+        ("degree", 0), ("norm", 0), ("maxrank", 0), ("copies", 0), ("random", 0), ("random", 1), ("lof", 0),
+        ("gcnae", 0), ("gcnae", 1),
     ]  # fmt: skip
     for record in records:
         assert record["status"] == "done" and 0 <= record["auc"] <= 1 and 0 <= record["recall"] <= 1
         assert record["seconds"] > 0 and record["seed"] >= 0 and record["versions"]["torch"]
-    deep = records[1]
+    deep = records[-1]
     assert deep["params"]["epoch"] == 3 and deep["params"]["lr"] in (0.1, 0.05, 0.01)
     assert deep["saved_bytes"] > 0 and deep["epoch_seconds"] > 0
     done = call("table", study, "--metric", "auc,seconds", "--format", "markdown")
@@ -84,6 +84,16 @@ def test_the_same_command_again_runs_nothing_and_json_is_all_there_is(study: Pat
     assert len(content["trials"]) == 9 and content["settings"]["protocol"] == "bond"
     assert content["datasets"]["toy"]["outliers"] == 30
     assert (study / "trials.jsonl").read_bytes() == before
+
+
+def test_a_part_of_the_grid_leaves_the_report_of_the_whole(study: Path, graph: Path) -> None:
+    """The folder's option, which LOF does not have, is that of its other methods."""
+    before = (study / "report.html").read_text()
+    arguments = ["--datasets", graph, "--methods", "lof", "--trials", 2, "--out", study]
+    done = call("run", *arguments, "--set", "epoch=3")
+    assert done.exit_code == 0 and "GCNAE" not in done.stdout, done.output
+    assert "GCNAE" in before and (study / "report.html").read_text() == before
+    assert "no method of this grid has the option epoch" in refused("run", *arguments, "--set", "epoch=4")
 
 
 def test_scores_of_a_graph_of_ones_own(graph: Path, tmp_path: Path) -> None:
@@ -108,6 +118,7 @@ def test_what_score_refuses(graph: Path, tmp_path: Path) -> None:
     assert "lof has no option epoch" in refused("score", graph, "--method", "lof", "--set", "epoch=3", "--out", "s.csv")
     assert "there is one method, lof" in refused("score", graph, "--method", "lof", "--set", "if.x=3", "--out", "s.csv")
     assert "cannot write" in refused("score", graph, "--method", "degree", "--out", tmp_path / "no" / "s.csv")
+    assert "device must be 'cpu'" in refused("score", graph, "--set", "device=mps", "--out", tmp_path / "s.csv")
     assert "nowhere.npz" in refused("score", tmp_path / "nowhere.npz", "--out", tmp_path / "s.csv")
     np.savez(tmp_path / "nan.npz", x=np.full((5, 2), np.nan, np.float32), edge_index=np.zeros((2, 1), np.int64))
     assert "NaN" in refused("score", tmp_path / "nan.npz", "--method", "gcnae", "--out", tmp_path / "s.csv")
@@ -125,6 +136,8 @@ def test_what_score_refuses(graph: Path, tmp_path: Path) -> None:
         (["--datasets", "books", "--engine", "dgld"], "engine must be one of native"),
         (["--datasets", "books", "--retry", "done"], "expected some of failed, TLE, OOM, got 'done'"),
         (["--methods", "lof", "--bits", "2"], "no method of this grid has the option bits"),
+        (["--methods", "dominant", "--set", "dominant.epoch=x"], "dominant: epoch must be a whole number, got 'x'"),
+        (["--methods", "dominant", "--device", "gpu"], "dominant: device must be 'cpu', 'cuda' or 'cuda:0', got 'gpu'"),
     ],
 )
 def test_what_run_refuses(arguments: list[str], said: str, tmp_path: Path) -> None:
@@ -143,7 +156,8 @@ def test_lists() -> None:
     done = call("methods", "--json")
     methods = {row["name"]: row for row in json.loads(done.stdout)["methods"]}
     assert methods["lof"]["seeded"] is False and "native" in methods["dominant"]["engines"] and len(methods) == 21
-    assert "AnomalyDAE" in call("methods").stdout
+    assert (methods["scan"]["needs"], methods["lof"]["needs"], methods["random"]["needs"]) == (["edges"], ["x"], [])
+    assert "AnomalyDAE" in call("methods").stdout and "needs" in call("methods").stdout
     rows = {row["name"]: row for row in json.loads(call("datasets", "--root", "nowhere", "--json").stdout)}
     assert rows["inj_wordnet"]["here"] == "embedded" and "books" in rows and "synth_N" in rows
     assert "inj_cora" in call("datasets", "--root", "nowhere").stdout
@@ -155,13 +169,21 @@ def test_help_has_examples() -> None:
         assert done.exit_code == 0 and "Example" in done.stdout and "graphlossy outliers" in done.stdout
 
 
+def test_help_says_what_a_run_without_arguments_does() -> None:
+    text = " ".join(call("run", "--help").stdout.split())
+    assert "files or folders. [default: inj_wordnet]" in text
+    methods = f"{', '.join(QUICK['methods'][:-1])} and {QUICK['methods'][-1]}"
+    assert methods in text and f"--trials {QUICK['trials']}, --set epoch={QUICK['options']['*']['epoch']}" in text
+    assert "--jobs auto and --out runs/outliers-quick" in text
+
+
 def test_values_of_options() -> None:
     context, option = click.Context(command), click.Option(["--x"])
     values = ("epoch=5", "dominant.lr=0.5", "lof.metric=cosine", "gaan.deep=true", "x=[1]")
     assert options_of(context, option, values) == {
         "*": {"epoch": 5, "x": "[1]"}, "dominant": {"lr": 0.5}, "lof": {"metric": "cosine"}, "gaan": {"deep": True}
     }  # fmt: skip
-    assert jobs_of(context, option, "auto") >= 1 and jobs_of(context, option, "ray:3") == "ray:3"
+    assert jobs_of(context, option, "auto") == "auto" and jobs_of(context, option, "ray:3") == "ray:3"
     assert jobs_of(context, option, "4") == 4 and statuses_of(context, option, "tle,Failed") == ["TLE", "failed"]
 
 
@@ -229,5 +251,5 @@ def test_nothing_done_ends_with_one(graph: Path, tmp_path: Path) -> None:
     assert (
         call("run", "--datasets", graph, "--methods", "degree", "--quiet", "--out", tmp_path / "plain").exit_code == 0
     )
-    done = call(*run, "--set", "gcnae.dropout=2", "--out", tmp_path / "ill")
+    done = call(*run, "--set", "gcnae.lr=1e30", "--out", tmp_path / "ill")
     assert done.exit_code == 1 and "none of the methods that were asked for was done" in done.stderr

@@ -116,6 +116,13 @@ def test_a_loss_that_is_not_finite_names_its_epoch() -> None:
         Autoencoder(epoch=5, lr=1e30, seed=0).fit(data())
 
 
+def test_features_that_are_too_large_are_to_be_scaled() -> None:
+    large = data()
+    large.x[3, 2] = -1e20
+    with pytest.raises(FloatingPointError, match=r"in epoch 1 of 5 .*: the features reach 1e\+20; scale them"):
+        Autoencoder(epoch=5, seed=0).fit(large)
+
+
 def test_every_epoch_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[tuple[int, float]] = []
     detector = Autoencoder(epoch=3, seed=0, verbose=1)
@@ -148,6 +155,7 @@ def test_another_graph_is_scored_in_evaluation_mode() -> None:
         ({"epoch": 0}, "epoch must be at least 1"),
         ({"bits": 5}, "bits must be one of"),
         ({"device": "quantum"}, "device must be"),
+        ({"device": "mps"}, "device must be 'cpu', 'cuda' or 'cuda:0', got 'mps'"),
     ],
 )
 def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import to_dense_adj
 
 from graphlossy.outliers._base import Detector
 from graphlossy.outliers._checks import Graph, check_number, coalesced, prepare
+from graphlossy.outliers.methods import METHODS, make_method
 
 
 class Given(Detector):
@@ -67,6 +68,7 @@ def test_what_was_brought_is_left_as_it_was() -> None:
 def test_what_is_not_needed_may_be_missing() -> None:
     edges = torch.tensor([[0], [1]])
     assert prepare(Data(edge_index=edges, num_nodes=4), needs=("edges",)).x.shape == (4, 0)
+    assert prepare(Data(x=torch.ones(4, 0), edge_index=edges), needs=("edges",)).x.shape == (4, 0)
     assert prepare(Data(x=torch.ones(4, 1)), needs=("x",)).num_edges == 0
     assert prepare(Data(x=torch.ones(4, 1), edge_index=torch.empty(2, 0, dtype=torch.long))).degrees.tolist() == [0] * 4
 
@@ -79,7 +81,8 @@ EDGE = torch.tensor([[0], [1]])
     ("data", "error", "message"),
     [
         (torch.ones(3), TypeError, "data must be a torch_geometric.data.Data.*got Tensor"),
-        (HeteroData(), TypeError, "data"),
+        (HeteroData(), TypeError, "one graph of one node type, got HeteroData"),
+        (Batch.from_data_list([ring(), ring()]), TypeError, "one graph of one node type, got DataBatch"),
         (Data(edge_index=EDGE, num_nodes=2), TypeError, "data.x is missing"),
         (Data(x=torch.ones(2, 1)), TypeError, "data.edge_index is missing"),
         (Data(x=np.ones((2, 1)), edge_index=EDGE), TypeError, "data.x must be a tensor.*ndarray"),
@@ -175,6 +178,28 @@ def test_a_transductive_detector_fits_a_copy_and_says_so() -> None:
     with pytest.warns(UserWarning, match="Given is transductive"):
         assert detector.decision_function(star).tolist() == [3, 0, 0, 0]
     assert detector.decision_score_ is before
+
+
+@pytest.mark.parametrize("name", ["done", "radar"])
+def test_labels_of_another_graph_are_those_of_a_fit_to_it(name: str) -> None:
+    """The second graph's features are larger: by the first one's threshold all its nodes would be outliers."""
+    first, second = ring(40), ring(30)
+    second.x = 100 * second.x
+    options: dict[str, Any] = {"seed": 0, "epoch": 2} if name == "done" else {"seed": 0}
+    detector, wanted = make_method(name, **options).fit(first), make_method(name, **options).fit(second)
+    everything = {"return_score": True, "return_prob": True, "return_conf": True}
+    with pytest.warns(UserWarning, match="is transductive"):
+        found = detector.predict(second, **everything)
+    for mine, theirs in zip(found, wanted.predict(**everything), strict=True):
+        assert torch.equal(mine, theirs)
+    assert int(found[0].sum()) == 3 and len(detector.decision_score_) == 40
+
+
+@pytest.mark.parametrize("name", ["scan", "degree", "random"])
+def test_methods_that_read_no_features_take_none(name: str) -> None:
+    assert "x" not in METHODS[name].needs
+    data = Data(x=torch.empty(4, 0), edge_index=EDGE)
+    assert make_method(name, seed=0).fit(data).decision_score_.shape == (4,)
 
 
 def test_scores_must_be_finite_and_one_a_node() -> None:

@@ -168,6 +168,8 @@ def test_labels_of_every_type_and_class_numbers(tmp_path: Path, y: torch.Tensor,
     if kept is None:
         assert "y" not in data
         assert "its y holds class numbers and was left out" in data.note
+        bits = "if it is a bit field of outliers, 1 contextual and 2 structural, name it: "
+        assert (f"{bits}{tmp_path / 'mine.pt'}#y" in data.note) == bool((y <= 3).all())
     else:
         assert (data.y.tolist(), data.y.dtype, data.typed) == (kept, torch.int64, False)
 
@@ -204,6 +206,21 @@ def test_labels_named_after_the_path(tmp_path: Path) -> None:
     assert load(f"{file}#own.npy").y.tolist() == [1, 0, 0, 0, 0]
     assert load(f"{file}#{tmp_path / 'own.pt'}").y.tolist() == [0, 0, 0, 0, 1]
     assert load(f"{file}#own.txt").y.tolist() == [0, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("where", [".", "mine", "elsewhere"])
+def test_labels_of_a_folder_inside_it_and_beside_it(tmp_path: Path, where: str) -> None:
+    graph = datasets.load("synth-arxiv-tiny")
+    datasets.save_folder(graph, tmp_path / "mine")
+    (tmp_path / where).mkdir(exist_ok=True)
+    np.save(tmp_path / where / "fraud.npy", np.arange(graph.num_nodes) == 3)
+    if where == "elsewhere":
+        with pytest.raises(
+            DatasetError, match=r"no file fraud\.npy or .*mine/fraud\.npy or .*fraud\.npy, and no array"
+        ):
+            load(f"{tmp_path / 'mine'}#fraud.npy")
+    else:
+        assert load(f"{tmp_path / 'mine'}#fraud.npy").y.nonzero().tolist() == [[3]]
 
 
 def test_labels_for_a_named_graph(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from graphlossy.outliers.methods import METHODS
+from graphlossy.outliers.protocol import derive_seed, draw
 from graphlossy.outliers.runner import BenchmarkError
 from graphlossy.outliers.runner.grid import Grid, Trial, label_of, make_grid
 from graphlossy.outliers.runner.methods import LEAK_ROWS, find_method
@@ -21,8 +22,8 @@ def test_the_order_and_the_leak_rows() -> None:
     made = grid(["books", "gen_100"])
     assert [trial.dataset for trial in made.trials] == sorted(trial.dataset for trial in made.trials)
     books = [(trial.method, trial.trial) for trial in made.trials if trial.dataset == "books"]
-    rows = [("lof", 0), *(("dominant", n) for n in range(3)), *((name, 0) for name in LEAK_ROWS[:-1])]
-    assert books == rows + [("random", n) for n in range(3)] and LEAK_ROWS[-1] == "random"
+    rows = [*((name, 0) for name in LEAK_ROWS[:-1]), *(("random", n) for n in range(3))]
+    assert books == [*rows, ("lof", 0), *(("dominant", n) for n in range(3))] and LEAK_ROWS[-1] == "random"
     assert made.titles["dominant"] == METHODS["dominant"].title
     assert {trial.method for trial in grid(methods=None).trials} == set(METHODS)
 
@@ -32,6 +33,20 @@ def test_a_part_of_the_grid_has_the_trials_of_the_whole() -> None:
     part = grid(["gen_100"], ["dominant"], trials=2).trials
     assert part and all(whole[trial.key] == trial for trial in part)
     assert all(whole[trial.key].seed != trial.seed for trial in grid(["gen_100"], ["dominant"], seed=1).trials)
+
+
+def test_the_order_is_no_part_of_seeds_and_draws() -> None:
+    for trial in grid(["books", "gen_100"], ["gcnae", "dominant", "degree"], seed=7).trials:
+        place = trial.dataset, trial.method, trial.trial
+        assert trial.seed == derive_seed(7, *place)
+        assert trial.params == draw(METHODS[trial.method].search_space(trial.dataset), 7, *place)
+
+
+def test_options_of_methods_that_only_the_other_trials_have() -> None:
+    made = grid(methods=["lof"], options={"*": {"epoch": 3}, "dominant": {"lr": 0.1}}, goes_on=True)
+    assert {trial.method for trial in made.trials} == {"lof", *LEAK_ROWS}
+    with pytest.raises(BenchmarkError, match="lof has no option epoch"):
+        grid(methods=["lof"], options={"lof": {"epoch": 3}}, goes_on=True)
 
 
 def test_options_overrule_the_protocol() -> None:
@@ -79,6 +94,13 @@ def test_labels_of_paths(source: str, label: str) -> None:
 def test_what_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(BenchmarkError, match=said):
         grid(**given)
+
+
+def test_an_own_class_stands_for_its_key() -> None:
+    for method in ("lof", METHODS["lof"]):
+        found = find_method(method)
+        assert (found.name, found.target, found.cls) == ("lof", "", METHODS["lof"])
+    assert grid(methods=[METHODS["dominant"]]).trials == grid(methods=["dominant"]).trials
 
 
 def test_a_class_that_no_worker_could_import() -> None:

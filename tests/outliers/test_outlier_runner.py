@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -11,11 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch_geometric.data import Data
 
 from graphlossy.core._memory import is_out_of_memory
+from graphlossy.outliers._labels import LEFT_OUT
 from graphlossy.outliers.data import save_npz
 from graphlossy.outliers.runner import BenchmarkError, Observer, Results, benchmark
+from graphlossy.outliers.runner.bars import GridBars
+from graphlossy.outliers.runner.benchmark import _pool
 from graphlossy.outliers.runner.grid import Trial, label_of, make_grid
 from graphlossy.outliers.runner.limits import Limits
 from graphlossy.outliers.runner.pool import LocalPool
@@ -114,6 +119,9 @@ class Dense(Base):
 '''
 
 
+EDGE = torch.tensor([[0], [1]])
+
+
 def small_graph(nodes: int = 60, seed: int = 0, labels: bool = True) -> Data:
     draw = torch.Generator().manual_seed(seed)
     edges = torch.randint(nodes, (2, 4 * nodes), generator=draw)
@@ -176,6 +184,10 @@ def test_the_same_scores_whatever_the_jobs_and_whatever_interrupted(tmp_path: Pa
     third = Log()
     benchmark(data, methods, out=tmp_path / "run", progress=third, **given)
     assert third.left == [] and third.done == 26  # nothing is run again
+    file = tmp_path / "run" / "trials.jsonl"
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    benchmark(data, methods, out=tmp_path / "run", progress=third, **given)
+    assert third.left == [] and third.done == 26  # in whatever order they were run
 
 
 @pytest.mark.slow
@@ -266,28 +278,57 @@ def test_graphs_that_cannot_be_judged(tmp_path: Path) -> None:
     ("given", "said"),
     [
         ({"jobs": 0}, "jobs must be a number of processes"),
-        ({"jobs": "slurm"}, "jobs must be a number of processes, 'ray' or 'ray:N'; got 'slurm'"),
+        ({"jobs": "slurm"}, "jobs must be a number of processes, 'auto', 'ray' or 'ray:N'; got 'slurm'"),
         ({"time_limit": 0}, "time_limit must be a number of seconds above 0, got 0"),
         ({"memory_limit": "many"}, "memory_limit: 'many' is not a size"),
         ({"memory_limit": 5}, "memory_limit must be at least 1 MiB, got 5"),
         ({"threads": 0}, "threads must be a whole number of at least 1, got 0"),
         ({"retry": ["done"]}, "retry may hold failed, TLE, OOM; got 'done'"),
         ({"datasets": {"a": None}, "jobs": "ray"}, "graphs in memory are on this machine only"),
+        ({"datasets": {"a": None}, "jobs": "auto"}, "a: data must be a torch_geometric.data.Data"),
         ({"datasets": {"a/b": None}}, "a data set cannot be called 'a/b'"),
+        ({"datasets": {1: small_graph()}}, "a data set cannot be called 1; use letters"),
+        ({"datasets": {"good": small_graph(), "bad": Data(edge_index=EDGE, num_nodes=2)}}, "bad: data.x is missing"),
+        (
+            {"datasets": {"bits": Data(x=torch.ones(4, 1), edge_index=EDGE, y=torch.arange(4))}},
+            "bits: .* set data.typed = True where they are a bit field",
+        ),
+        ({"methods": ["gcnae"], "options": {"*": {"epoch": "x"}}}, "gcnae: epoch must be a whole number, got 'x'"),
+        ({"methods": ["gcnae"], "options": {"gcnae": {"device": "mps"}}}, "gcnae: device must be 'cpu', 'cuda'"),
         ({"datasets": small_graph()}, r"or a dictionary that names each graph, .*; got Data"),
         ({"datasets": [small_graph()]}, r"datasets must be names or paths, .*; got list"),
         ({"datasets": []}, "no data set is given"),
     ],
 )
-def test_requests_that_are_refused(given: dict[str, Any], said: str) -> None:
+def test_requests_that_are_refused(given: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=said):
-        benchmark(**{"datasets": ["inj_wordnet"], "methods": ["degree"], "progress": False, **given})
+        benchmark(**{"datasets": ["inj_wordnet"], "methods": ["degree"], "progress": False, "out": tmp_path / "run",
+                     **given})  # fmt: skip
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_ray_a_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BenchmarkError, match=r"jobs='ray' needs Ray: pip install 'graphlossy\[ray\]'"):
-        benchmark(["inj_wordnet"], ["degree"], jobs="ray", progress=False)
+        benchmark(["inj_wordnet"], ["gcnae"], jobs="ray", progress=False, options={"*": {"device": "cuda"}})
+
+
+def test_as_many_processes_as_there_are_cores() -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with _pool("auto", {}) as pool:
+        assert pool.jobs == cores
+
+
+def test_labels_that_were_left_out_are_told_when_a_run_starts() -> None:
+    fact = {"nodes": 4, "edges": 1, "features": 1, "outliers": None, "note": f"mine.pt; {LEFT_OUT}; name it: mine.pt#y"}
+    out = io.StringIO()
+    with GridBars(Console(file=out)) as bars:
+        bars.started([], 0, {"mine": fact, "other": {**fact, "note": "other.pt"}})
+    assert out.getvalue().splitlines() == [
+        "mine: 4 nodes, 1 edges, 1 features, no labels (its y holds class numbers and was left out; name it: "
+        "mine.pt#y), scores only",
+        "other: 4 nodes, 1 edges, 1 features, no labels, scores only",
+    ]
 
 
 def test_a_trial_never_sees_the_labels(detectors: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from graphlossy.outliers import ranks
+from graphlossy.outliers._labels import LEFT_OUT
 from graphlossy.outliers._paper import DATASETS, PAPER
 from graphlossy.outliers.compare import comparison
 from graphlossy.outliers.report import curves, exponent, render_report
@@ -31,7 +32,7 @@ def record(dataset: str, method: str, trial: int = 0, auc: float | None = None, 
     return new_record(place, figures.pop("status", "done"), figures.pop("reason", None), **judged, **figures)
 
 
-def results(records: list[dict[str, Any]]) -> Results:
+def results(records: list[dict[str, Any]], **changed: Any) -> Results:
     fact = {
         "edges": 20,
         "features": 3,
@@ -41,7 +42,9 @@ def results(records: list[dict[str, Any]]) -> Results:
         "fingerprint": "",
     }
     datasets = {r["dataset"]: {"nodes": NODES[r["dataset"]], **fact} for r in records}
-    settings = {"seed": 0, "protocol": "bond", "threads": 1, "options": {}, "versions": {"torch": "2"}}
+    if "my_graph" in datasets:
+        datasets["my_graph"] |= {"outliers": None, "types": {}, "note": f"mine.pt; {LEFT_OUT}; name it: mine.pt#y"}
+    settings = {"seed": 0, "protocol": "bond", "threads": 1, "options": {}, "versions": {"torch": "2"}, **changed}
     return Results(records, {**settings, "datasets": datasets, "titles": TITLES}, None)
 
 
@@ -71,6 +74,8 @@ def test_the_text_table() -> None:
         "Norm                  60.0\n"
         "\n"
         "books: 0 of 2 methods are above Norm (60.0), which needs no model\n"
+        "my_graph has no labels (its y holds class numbers and was left out; name it: mine.pt#y), so there are no "
+        "figures; the scores: --save-scores, or the command score\n"
         "* DOMINANT on inj_cora: 1 done, 1 TLE: not done after 60 s\n"
         "* GAAN on inj_cora: 0 done, 2 OOM: took 5.0 GiB\n"
     )
@@ -173,6 +178,33 @@ def test_beside_the_paper() -> None:
     assert "| books | LOF | 36.5 |" in results(records).compare("markdown")
     with pytest.raises(BenchmarkError, match="no cell of this run is in the paper's table"):
         comparison(results([record("my_graph", "lof", auc=0.5)]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "trials", "engine", "said"),
+    [
+        ({}, 20, "native", None),
+        ({"options": {"if": {"max_samples": 9}}}, 20, "native", "options if.max_samples=9; the paper's: protocol bond"),
+        ({"protocol": "fixed"}, 20, "native", "This run: protocol fixed, up to 20 trials, engine native, options none"),
+        ({"options": {"*": {"bits": 2}}}, 20, "native", "options bits=2; the paper's: protocol bond, 20 trials, no"),
+        ({"options": {"GAAN": {"epoch": 3}}}, 20, "native", "options GAAN.epoch=3"),
+        ({}, 5, "native", "protocol bond, up to 5 trials"),
+        ({}, 20, "pygod", "engine pygod"),
+    ],
+)
+def test_a_run_of_other_settings_is_not_compared_in_silence(
+    changed: dict[str, Any], trials: int, engine: str, said: str | None
+) -> None:
+    rows = [record("books", "gaan", n, 0.9, engine=engine) for n in range(trials)]
+    found = results(rows, **changed)
+    same = said is None or "if.max_samples" in said  # an option of another method changes nothing of this one
+    (row,) = comparison(found)
+    assert (row.verdict, row.reason) == ("differs", "unknown" if same else "settings")
+    for form in ("text", "markdown"):
+        first = found.compare(form).splitlines()[0]
+        assert said in first if said else "This run" not in found.compare(form)
+    assert ("This run" in render_report(found)) == (said is not None)
+    assert found.compare("csv").startswith("data set,")
 
 
 def test_curves_and_exponents() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from graphlossy.outliers._labels import left_out
 from graphlossy.outliers.runner.grid import Trial
 from graphlossy.outliers.runner.observer import Observer
 
@@ -44,7 +45,9 @@ class GridBars(Observer):
     def started(self, trials: Sequence[Trial], done: int, facts: Mapping[str, Any]) -> None:
         """Says what the data sets are and draws the bar, moved on to where a resumed run stands."""
         for name, fact in facts.items():
-            found = "no labels, scores only" if fact["outliers"] is None else f"{fact['outliers']:,} outliers"
+            found = f"no labels{left_out(fact['note'])}, scores only"
+            if fact["outliers"] is not None:
+                found = f"{fact['outliers']:,} outliers"
             self._say(
                 f"{name}: {fact['nodes']:,} nodes, {fact['edges']:,} edges, {fact['features']:,} features, {found}"
             )

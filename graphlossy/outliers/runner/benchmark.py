@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from graphlossy.outliers.runner.limits import Limits
 from graphlossy.outliers.runner.observer import Observer
 from graphlossy.outliers.runner.pool import LocalPool
 from graphlossy.outliers.runner.records import STATUSES, RunFolder, key_of, latest, read_records, read_settings
-from graphlossy.outliers.runner.trial import versions
+from graphlossy.outliers.runner.trial import make, versions
 
 __all__ = ["Results", "benchmark"]
 
@@ -67,9 +68,9 @@ class Results:
 
     def compare(self, format: str = "text") -> str:
         """The paper's figures beside these; see :mod:`graphlossy.outliers.compare`."""
-        from graphlossy.outliers.compare import comparison, render_comparison
+        from graphlossy.outliers.compare import comparison, render_comparison, told_settings
 
-        return render_comparison(comparison(self), format)
+        return render_comparison(comparison(self), format, told_settings(self))
 
     def __repr__(self) -> str:
         counts = {status: sum(record["status"] == status for record in self.records) for status in STATUSES}
@@ -110,7 +111,8 @@ def benchmark(
         protocol: ``"bond"``: hyper-parameters drawn anew in every trial; ``"fixed"``: the published defaults.
         seed: of the whole run.
         out: folder of the results; None: they are returned and not kept.
-        jobs: worker processes; ``"ray"`` or ``"ray:N"``: N actors of a Ray cluster.
+        jobs: worker processes; ``"auto"``: as many as there are cores for this process; ``"ray"`` or ``"ray:N"``: N
+            actors of a Ray cluster.
         time_limit: seconds of one fit; beyond it the trial is recorded as TLE.
         memory_limit: bytes, or a text such as ``"4GiB"``, above the process before the fit; beyond it OOM.
         engine: whose implementations: ``"native"``, ``"pygod"``, ``"pyod"``, or several.
@@ -146,11 +148,13 @@ def benchmark(
     unknown = [status for status in retry if status not in STATUSES or status == "done"]
     if unknown:
         raise BenchmarkError(f"retry may hold {', '.join(STATUSES[1:])}; got {unknown[0]!r}")
-    if isinstance(datasets, Mapping) and isinstance(jobs, str):
+    ray = isinstance(jobs, str) and jobs.startswith("ray")
+    if isinstance(datasets, Mapping) and ray:
         raise BenchmarkError("graphs in memory are on this machine only; for a cluster save them and give their paths")
     with contextlib.ExitStack() as stack:
         sources = stack.enter_context(_as_sources(datasets))
-        grid = make_grid(sources, methods, trials, protocol, seed, engines, options)
+        grid = make_grid(sources, methods, trials, protocol, seed, engines, options, _goes_on(out, options))
+        _try_out(grid, here=not ray)
         settings = {
             "seed": seed,
             "protocol": protocol,
@@ -182,6 +186,29 @@ def benchmark(
         return Results(records, {**folder.settings, "datasets": used}, folder.path)
 
 
+def _goes_on(out: str | Path | None, options: Mapping[str, Any] | None) -> bool:
+    """Whether a folder holds a run with these options, which are for methods of its other trials too."""
+    try:
+        return out is not None and read_settings(Path(out))["options"] == (options or {})
+    except BenchmarkError:  # it is to be made, or is no folder of a run, which is told where it is opened
+        return False
+
+
+def _try_out(grid: Grid, here: bool) -> None:
+    """Makes each detector once: a value that it does not take is told before anything runs.
+
+    Args:
+        grid: the trials.
+        here: whether this machine runs them; others may have the device that it lacks.
+    """
+    for trial in grid.trials:
+        if trial.engine == "native" and trial.trial == 0:
+            try:
+                make(trial, {name: value for name, value in trial.params.items() if here or name != "device"})
+            except (TypeError, ValueError) as error:
+                raise BenchmarkError(f"{trial.method}: {error}") from None
+
+
 def _probing_order(grid: Grid, left: Sequence[Trial]) -> dict[str, str]:
     """Sources by label, backwards: a process keeps the data that it loaded last, and its first trial needs them."""
     needed = dict.fromkeys(trial.dataset for trial in left)
@@ -204,13 +231,18 @@ def _as_sources(datasets: Sequence[str] | Mapping[str, Any] | str) -> Iterator[l
     if isinstance(datasets, str):
         yield [datasets]
     elif isinstance(datasets, Mapping):
-        from graphlossy.outliers.data import save_npz
+        from graphlossy.outliers.data import labels, save_npz
 
         with tempfile.TemporaryDirectory(prefix="graphlossy-") as folder:
             for name, data in datasets.items():
-                if not name or "/" in name or "#" in name:
+                if not isinstance(name, str) or not name or "/" in name or "#" in name:
                     raise BenchmarkError(f"a data set cannot be called {name!r}; use letters, digits, - and _")
-                save_npz(data, Path(folder) / f"{name}.npz")
+                try:
+                    save_npz(data, Path(folder) / f"{name}.npz")
+                    if getattr(data, "y", None) is not None:
+                        labels(data)  # class numbers would be left out in silence, as those of a file are
+                except (TypeError, ValueError) as error:
+                    raise BenchmarkError(f"{name}: {error}") from None
             yield [str(Path(folder) / f"{name}.npz") for name in datasets]
     else:
         if hasattr(datasets, "edge_index") or not all(isinstance(source, (str, Path)) for source in datasets):
@@ -222,13 +254,15 @@ def _as_sources(datasets: Sequence[str] | Mapping[str, Any] | str) -> Iterator[l
 
 
 def _pool(jobs: int | str, settings: dict[str, Any]) -> Any:
+    if jobs == "auto":
+        jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not isinstance(jobs, str):
         return LocalPool(jobs, settings)
     from graphlossy.outliers.runner.ray_pool import RayPool
 
     kind, _, number = jobs.partition(":")
     if kind != "ray" or (number and not number.isdigit()) or number == "0":
-        raise BenchmarkError(f"jobs must be a number of processes, 'ray' or 'ray:N'; got {jobs!r}")
+        raise BenchmarkError(f"jobs must be a number of processes, 'auto', 'ray' or 'ray:N'; got {jobs!r}")
     return RayPool(settings, int(number) if number else None)
 
 

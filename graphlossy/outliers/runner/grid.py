@@ -88,10 +88,12 @@ def make_grid(
     seed: int,
     engines: Sequence[str] = ("native",),
     options: Mapping[str, Any] | None = None,
+    goes_on: bool = False,
 ) -> Grid:
     """Every trial, in the order it is run: data sets outside, then methods, then trials.
 
-    The rows that need no model (degree, feature norm, their maximum rank, copies, random scores) are in every grid.
+    The rows that need no model (degree, feature norm, their maximum rank, copies, random scores) are in every grid, and
+    run first: the table of a grid that is not done has what the others are to be compared with.
 
     Args:
         datasets: names or paths.
@@ -102,6 +104,7 @@ def make_grid(
         engines: whose implementations; the first that has a method is not preferred, all of them run.
         options: constructor arguments that overrule the protocol, by method, or under ``"*"`` for every method that
             takes them.
+        goes_on: the grid joins trials with the same options, so that some may be for methods that only those have.
 
     Raises:
         BenchmarkError: something in it is unknown, twice there or out of range.
@@ -121,7 +124,7 @@ def make_grid(
             raise BenchmarkError(f"{sources[label]} and {source} would both be called {label!r}; rename one of them")
         sources[label] = source
     rows = _rows(methods, engines)
-    overrules = _overrules(rows, dict(options or {}))
+    overrules = _overrules(rows, dict(options or {}), goes_on)
     cells = [
         Trial(
             label,
@@ -159,9 +162,8 @@ def _rows(methods: Sequence[str | type] | None, engines: Sequence[str]) -> list[
             rows.setdefault((method.name, engine), (method, engine))
     if not rows:
         raise BenchmarkError("no method is given; `graphlossy outliers methods` lists what there is")
-    for name in LEAK_ROWS:
-        rows.setdefault((name, "native"), (find_method(name), "native"))
-    return list(rows.values())
+    plain = {(name, "native"): (find_method(name), "native") for name in LEAK_ROWS}
+    return list((plain | rows).values())
 
 
 def check_engine(engine: str) -> None:
@@ -185,8 +187,10 @@ def _all_of(engine: str) -> list[str]:
     return list(engines.METHODS[engine])
 
 
-def _overrules(rows: Sequence[tuple[Method, str]], options: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """What ``options`` says for each row; an option that no row takes is an error."""
+def _overrules(
+    rows: Sequence[tuple[Method, str]], options: dict[str, Any], goes_on: bool
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """What ``options`` says for each row; an option that no row takes is an error, unless the grid ``goes_on``."""
     for name, values in options.items():
         if not isinstance(values, Mapping):
             raise BenchmarkError(f"options[{name!r}] must be a dictionary of constructor arguments, got {values!r}")
@@ -194,7 +198,7 @@ def _overrules(rows: Sequence[tuple[Method, str]], options: dict[str, Any]) -> d
     known = {method.name for method, _ in rows}
     options = {name if name in known or name == "*" else own_name(name): values for name, values in options.items()}
     unknown = [name for name in options if name != "*" and name not in known]
-    if unknown:
+    if unknown and not goes_on:
         raise BenchmarkError(f"options are given for {', '.join(unknown)}, which this grid does not have")
     general, used = dict(options.get("*", {})), set()
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -209,6 +213,6 @@ def _overrules(rows: Sequence[tuple[Method, str]], options: dict[str, Any]) -> d
         used |= set(taken)
         found[method.name, engine] = {**taken, **own}
     unused = [name for name in general if name not in used]
-    if unused:
+    if unused and not goes_on:
         raise BenchmarkError(f"no method of this grid has the option {', '.join(unused)}")
     return found

@@ -53,7 +53,8 @@ def find_method(method: str | type, engine: str = "native") -> Method:
     """The method that a key, an import path or a class stands for.
 
     Args:
-        method: a key such as ``"dominant"``; ``"package.module:Class"``; or a class.
+        method: a key such as ``"dominant"``; ``"package.module:Class"``; or a class, for which graphlossy's own have
+            their key.
         engine: ``"native"``, or another engine whose methods are asked for by key.
 
     Raises:
@@ -61,6 +62,8 @@ def find_method(method: str | type, engine: str = "native") -> Method:
     """
     if not isinstance(method, (str, type)):
         raise BenchmarkError(f"a method is a key, 'package.module:Class' or a class, got {method!r}")
+    if isinstance(method, type) and getattr(method, "name", None) in registry() and _own_class(method.name) is method:
+        method = method.name
     if isinstance(method, type):
         if method.__module__ == "__main__" or "<locals>" in method.__qualname__:
             raise BenchmarkError(

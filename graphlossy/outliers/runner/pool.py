@@ -29,7 +29,7 @@ class LocalPool:
 
     def __init__(self, jobs: int, settings: dict[str, Any]) -> None:
         if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-            raise BenchmarkError(f"jobs must be a number of processes, at least 1, or 'ray'; got {jobs!r}")
+            raise BenchmarkError(f"jobs must be a number of processes, at least 1, 'auto' or 'ray'; got {jobs!r}")
         self.jobs, self.settings = jobs, settings
         self._workers: list[Worker] = []
 

@@ -136,7 +136,7 @@ def run_trial(
 
     figures: Record = {}
     try:
-        detector = _make(trial, trial.params)
+        detector = make(trial, trial.params)
         if hasattr(detector, "on_epoch"):
             detector.on_epoch = epoch
         _seed_everything(trial.seed)
@@ -181,7 +181,7 @@ def warm_up(trial: Trial) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            _make(trial, params).fit(ring)
+            make(trial, params).fit(ring)
         except Exception:  # the trial itself will say what is wrong
             pass
 
@@ -208,7 +208,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _make(trial: Trial, params: Record) -> Any:
+def make(trial: Trial, params: Record) -> Any:
     if trial.target:
         return import_class(trial.target)(**params, seed=trial.seed)
     if trial.engine == "native":
