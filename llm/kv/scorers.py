@@ -6,6 +6,7 @@ number for every token of every head of keys; the highest are kept.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -41,7 +42,7 @@ class View:
     module: Any
 
 
-class Scorer:
+class Scorer(ABC):
     """Base of all scorers.
 
     Attributes:
@@ -61,9 +62,9 @@ class Scorer:
             if number < 0:
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 0, got {number}")
 
+    @abstractmethod
     def scores(self, view: View) -> Tensor:
         """[B, H, K]: the highest are kept, infinity always."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

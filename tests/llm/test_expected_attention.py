@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from kv_models import FAMILIES, SIZES, WORDS, model_of, prompt  # noqa: E402
 
 from graphlossy.llm.kv._rope import Rotary  # noqa: E402
-from graphlossy.llm.kv.scorers import ExpectedAttention, SnapKV, StreamingLLM, View  # noqa: E402
+from graphlossy.llm.kv.scorers import ExpectedAttention, Scorer, SnapKV, StreamingLLM, View  # noqa: E402
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 256}
 CONFIGS: dict[str, Any] = {
@@ -129,6 +129,11 @@ def test_options() -> None:
     for wrong in ({"n_future_positions": 0}, {"epsilon": -0.1}):
         with pytest.raises(ValueError, match="n_future_positions must be at least 1"):
             ExpectedAttention(**wrong)
+
+
+def test_a_scorer_must_say_scores() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Scorer()
 
 
 def test_numbers_of_every_scorer() -> None:

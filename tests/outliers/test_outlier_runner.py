@@ -104,10 +104,10 @@ class Odd(Base):
 class Warms(Base):
     """Takes what a library takes when it is first used, and keeps it; its fit takes next to nothing."""
     name = "warms"
-    library = []
+    kept = []
     def _score(self, graph):
         if graph.num_nodes <= 32:
-            self.library.append(torch.ones(50_000_000))  # 200 MB
+            self.kept.append(torch.ones(50_000_000))  # 200 MB
             time.sleep(0.5)
         time.sleep(0.2)
         return graph.degrees
