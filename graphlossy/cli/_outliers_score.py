@@ -21,7 +21,13 @@ __all__ = ["score_command"]
 @click.option("--set", "options", multiple=True, callback=options_of, metavar="NAME=VALUE",
               help="A constructor argument of the method, such as epoch=200; may be repeated.")  # fmt: skip
 @click.option("--contamination", type=float, metavar="SHARE", help="Expected share of outliers, for the labels.")
-@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Of the method.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31),
+    default=0,
+    show_default=True,
+    help="Of the method, and of a graph that is generated or injected by name.",
+)
 @click.option("--engine", default="native", show_default=True, metavar="NAME", help="native, pygod or pyod.")
 @with_root
 def score_command(data: str, method: str, out: Path, options: dict[str, Any], contamination: float | None, seed: int,

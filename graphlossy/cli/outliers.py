@@ -66,7 +66,7 @@ def command(ctx: click.Context) -> None:
 @click.option("--time-limit", type=float, metavar="SECONDS", help="Of one fit; beyond it: TLE.")
 @click.option("--memory-limit", metavar="SIZE", help="Of one fit, such as 4GiB; beyond it: OOM.")
 @click.option("--engine", callback=names_of, default="native", show_default=True, metavar="NAME[,...]",
-              help="Whose implementations: native, pygod, pyod.")  # fmt: skip
+              help="Whose implementations: native, pygod, pyod; of several, each runs what it has.")  # fmt: skip
 @click.option("--bits", type=click.Choice(["8", "4", "3", "2", "1"]), help="Width of saved activations, of the methods "
               "that have them.")  # fmt: skip
 @click.option("--device", metavar="cpu|cuda[:N]", help="Where the methods that can choose run.  [default: cpu]")

@@ -237,4 +237,6 @@ def _device(device: torch.device | str) -> str:
         raise ValueError(wrong)
     if parsed.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but torch sees no CUDA device: use 'cpu'")
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}, but the last that torch sees is cuda:{torch.cuda.device_count() - 1}")
     return str(parsed)

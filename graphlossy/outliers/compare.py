@@ -34,7 +34,7 @@ REASONS = {
     ),
     "weight": (
         "Injected sets: the code behind the paper set the weight between features and structure to std(S) / (std(X) + "
-        "std(S)) on inj_* sets; the published code draws it from .8, .5, .2, as this run does. Re-runs of the "
+        "std(S)) on inj_* sets; the published code draws it from .8, .5, .2, as --protocol bond does. Re-runs of the "
         "published code reported by its users give DOMINANT 75.7±3.3 (77.5) on inj_cora and 71.5±0.1 on inj_amazon."
     ),
     "enron": (

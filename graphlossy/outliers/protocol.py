@@ -76,12 +76,12 @@ def draw(space: Mapping[str, Sequence[Any]], seed: int, dataset: str, method: st
 
 
 def trial_params(
-    method: type[Searchable] | None, name: str, dataset: str, trial: int, protocol: str, seed: int
+    method: type[Searchable], name: str, dataset: str, trial: int, protocol: str, seed: int
 ) -> dict[str, Any]:
     """Constructor arguments of one trial.
 
     Args:
-        method: class of the method; None: nothing is known of it, and it keeps its defaults.
+        method: class of the method.
         name: key of the method, part of the hash.
         dataset: name of the data set; spaces and defaults depend on it.
         trial: number of the trial, from 0.
@@ -93,16 +93,14 @@ def trial_params(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}")
-    if method is None:
-        return {}
     if protocol == "fixed":
         return dict(method.fixed(dataset))
     return draw(method.search_space(dataset), seed, dataset, name, trial)
 
 
-def trial_count(method: type[Searchable] | None, dataset: str, protocol: str, trials: int) -> int:
+def trial_count(method: type[Searchable], dataset: str, protocol: str, trials: int) -> int:
     """How many of ``trials`` differ: one where a method neither draws parameters nor uses its seed."""
-    if method is None or method.seeded:
+    if method.seeded:
         return trials
     drawn = protocol == "bond" and any(len(choices) > 1 for choices in method.search_space(dataset).values())
     return trials if drawn else 1

@@ -15,7 +15,7 @@ import torch
 from graphlossy.core._files import replace_file
 from graphlossy.outliers.runner.errors import BenchmarkError
 from graphlossy.outliers.runner.grid import check_engine
-from graphlossy.outliers.runner.methods import accepted_options, check_options, find_method
+from graphlossy.outliers.runner.methods import check_names, check_options, find_method
 
 __all__ = ["ENDINGS", "score", "write_scores"]
 
@@ -36,7 +36,7 @@ def score(
         data: PyG ``Data`` with x [N, F] and edge_index [2, E], or a name or path that ``graphlossy.outliers`` loads.
         method: key, ``"package.module:Class"``, or class.
         options: constructor arguments, beside the published defaults for a data set of that name.
-        seed: of the method.
+        seed: of the method, and of what is drawn to make a graph that is given by name.
         engine: whose implementation.
         root: folder of the data sets.
 
@@ -62,13 +62,8 @@ def score(
     check_engine(engine)
     found, options = find_method(method, engine), dict(options or {})
     check_options(options)
-    accepted = accepted_options(found.cls)
-    wrong = [name for name in options if accepted is not None and name not in accepted]
-    if wrong and engine == "native":
-        raise BenchmarkError(
-            f"{found.name} has no option {', '.join(wrong)}; it has {', '.join(sorted(accepted or ()))}"
-        )
-    params = {**(found.cls.fixed(str(getattr(data, "name", None) or "")) if found.cls is not None else {}), **options}
+    check_names(found, options)
+    params = {**found.cls.fixed(str(getattr(data, "name", None) or "")), **options}
     if engine == "native":
         detector = found.cls(**params, seed=seed)
     else:

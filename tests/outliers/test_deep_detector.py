@@ -169,6 +169,14 @@ def test_a_device_that_is_not_there() -> None:
         Autoencoder(device="cuda")
 
 
+def test_a_number_of_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Autoencoder(device="cuda:1").device == "cuda:1"
+    with pytest.raises(ValueError, match="device is 'cuda:7', but the last that torch sees is cuda:1"):
+        Autoencoder(device="cuda:7")
+
+
 def test_the_search_space_is_the_papers() -> None:
     assert Autoencoder.search_space("inj_cora")["hid_dim"] == (32, 64, 128, 256)
     assert Autoencoder.search_space("reddit")["hid_dim"] == (32, 48, 64)

@@ -129,6 +129,24 @@ def test_another_engine_leaves_the_leak_rows_native(monkeypatch: pytest.MonkeyPa
         grid(methods=["gaan"], engines=["pyod"])
 
 
+def test_of_several_engines_each_runs_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphlossy.outliers import engines
+
+    monkeypatch.setattr(engines, "available", lambda: {"native": "1", "pyod": "3", "pygod": "1"})
+    made = grid(methods=["dominant", "gaan", "lof", "mlpae"], engines=["pyod", "native", "pygod"])
+    found = {(t.method, t.engine) for t in made.trials if t.method not in LEAK_ROWS}
+    assert found == {
+        *(("dominant", name) for name in ("native", "pygod", "pyod")), ("gaan", "native"), ("gaan", "pygod"),
+        ("lof", "native"), ("lof", "pyod"), ("mlpae", "native"), ("mlpae", "pygod"),
+    }  # fmt: skip
+    with pytest.raises(BenchmarkError, match="engine pyod has no method 'lof2'; did you mean lof"):
+        grid(methods=["dominant", "lof2"], engines=["pyod", "native"])
+    with pytest.raises(BenchmarkError, match="a method is a key"):
+        grid(methods=["dominant", []], engines=["pyod", "native"])
+    with pytest.raises(BenchmarkError, match="dominant has no option epochs; it has"):
+        grid(methods=["dominant"], engines=["pyod"], options={"dominant": {"epochs": 3}})
+
+
 def test_the_key_of_a_trial() -> None:
     assert Trial("books", "x/books.pt", "lof", "native", 3, 9).key == ("books", "lof", "native", 3)
 

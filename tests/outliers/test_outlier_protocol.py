@@ -66,7 +66,6 @@ def test_what_is_deterministic_has_one_trial() -> None:
     assert trial_count(METHODS["lof"], "books", "fixed", 20) == 1
     assert trial_count(METHODS["scan"], "books", "bond", 20) == 20  # draws eps and mu
     assert trial_count(METHODS["random"], "books", "fixed", 20) == 20
-    assert trial_count(None, "books", "bond", 20) == 20
 
 
 def test_an_unknown_protocol() -> None:

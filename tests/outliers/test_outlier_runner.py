@@ -165,6 +165,7 @@ def test_the_same_scores_whatever_the_jobs_and_whatever_interrupted(tmp_path: Pa
     given: dict[str, Any] = {"trials": 3, "seed": 5}
     alone = benchmark(data, methods, jobs=1, progress=False, **given)
     assert len(alone.records) == 2 * (2 * 3 + 4 + 3) and {r["status"] for r in alone.records} == {"done"}
+    assert {facts["note"] for facts in alone.datasets.values()} == {"given in memory"} and "note" not in data["one"]
     assert len({r["scores_sha256"] for r in alone.records if r["method"] == "careless"}) == 6
     with pytest.raises(KeyboardInterrupt):
         benchmark(data, methods, out=tmp_path / "run", jobs=2, progress=Log(stop_after=7), save_scores=True, **given)

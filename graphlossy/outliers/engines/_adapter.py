@@ -82,10 +82,11 @@ def translate(spec: Spec, method: str, params: Mapping[str, Any]) -> tuple[dict[
         TypeError: an argument that our own implementation does not have either.
     """
     theirs, dropped = dict(spec.given), []
-    unknown = sorted(set(params) - set(spec.names) - native_arguments(method))
-    if unknown:
-        allowed = ", ".join(sorted({*spec.names, *native_arguments(method)}))
-        raise TypeError(f"{METHODS[method].title} has no argument {', '.join(unknown)}; it takes {allowed}")
+    known = native_arguments(method)
+    if unknown := sorted(set(params) - known):
+        raise TypeError(
+            f"{METHODS[method].title} has no argument {', '.join(unknown)}; it takes {', '.join(sorted(known))}"
+        )
     for name, value in params.items():
         target = spec.names.get(name)
         if target is None:

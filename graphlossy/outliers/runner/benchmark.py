@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -231,6 +232,8 @@ def _as_sources(datasets: Sequence[str] | Mapping[str, Any] | str) -> Iterator[l
     if isinstance(datasets, str):
         yield [datasets]
     elif isinstance(datasets, Mapping):
+        from torch_geometric.data import Data
+
         from graphlossy.outliers.data import labels, save_npz
 
         with tempfile.TemporaryDirectory(prefix="graphlossy-") as folder:
@@ -238,6 +241,9 @@ def _as_sources(datasets: Sequence[str] | Mapping[str, Any] | str) -> Iterator[l
                 if not isinstance(name, str) or not name or "/" in name or "#" in name:
                     raise BenchmarkError(f"a data set cannot be called {name!r}; use letters, digits, - and _")
                 try:
+                    if isinstance(data, Data) and getattr(data, "note", None) is None:
+                        data = copy.copy(data)
+                        data.note = "given in memory"  # not the path of a file that is gone afterwards
                     save_npz(data, Path(folder) / f"{name}.npz")
                     if getattr(data, "y", None) is not None:
                         labels(data)  # class numbers would be left out in silence, as those of a file are

@@ -14,6 +14,7 @@ from graphlossy.outliers.runner.methods import (
     LEAK_ROWS,
     Method,
     accepted_options,
+    check_names,
     check_options,
     find_method,
     own_name,
@@ -101,7 +102,7 @@ def make_grid(
         trials: of each method; a method that neither draws nor uses its seed has one.
         protocol: ``"bond"`` or ``"fixed"``.
         seed: of the run.
-        engines: whose implementations; the first that has a method is not preferred, all of them run.
+        engines: whose implementations; every one that has a method runs it.
         options: constructor arguments that overrule the protocol, by method, or under ``"*"`` for every method that
             takes them.
         goes_on: the grid joins trials with the same options, so that some may be for methods that only those have.
@@ -149,7 +150,11 @@ def make_grid(
 def _rows(methods: Sequence[str | type] | None, engines: Sequence[str]) -> list[tuple[Method, str]]:
     if not engines:
         raise BenchmarkError("no engine is given; native is always there")
+    if methods is not None and not len(methods):
+        raise BenchmarkError("no method is given; `graphlossy outliers methods` lists what there is")
     rows: dict[tuple[str, str], tuple[Method, str]] = {}
+    served: set[str] = set()
+    refusals: dict[str, BenchmarkError] = {}
     for engine in engines:
         check_engine(engine)
         wanted: Sequence[str | type] | None = methods
@@ -158,10 +163,16 @@ def _rows(methods: Sequence[str | type] | None, engines: Sequence[str]) -> list[
         for asked in wanted:
             if engine != "native" and isinstance(asked, str) and asked.strip().lower() in LEAK_ROWS:
                 continue  # they have one implementation
-            method = find_method(asked, engine)
+            try:
+                method = find_method(asked, engine)
+            except BenchmarkError as error:
+                refusals.setdefault(repr(asked), error)
+                continue
+            served.add(repr(asked))
             rows.setdefault((method.name, engine), (method, engine))
-    if not rows:
-        raise BenchmarkError("no method is given; `graphlossy outliers methods` lists what there is")
+    for asked, error in refusals.items():
+        if asked not in served:  # of several engines each runs what it has
+            raise error
     plain = {(name, "native"): (find_method(name), "native") for name in LEAK_ROWS}
     return list((plain | rows).values())
 
@@ -204,12 +215,8 @@ def _overrules(
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for method, engine in rows:
         accepted, own = accepted_options(method.cls), dict(options.get(method.name, {}))
-        wrong = [name for name in own if accepted is not None and name not in accepted]
-        if wrong and engine == "native":
-            raise BenchmarkError(
-                f"{method.name} has no option {', '.join(wrong)}; it has {', '.join(sorted(accepted or ()))}"
-            )
-        taken = {name: value for name, value in general.items() if accepted is None or name in accepted}
+        check_names(method, own)
+        taken = {name: value for name, value in general.items() if name in accepted}
         used |= set(taken)
         found[method.name, engine] = {**taken, **own}
     unused = [name for name in general if name not in used]

@@ -13,7 +13,8 @@ from typing import Any
 from graphlossy.outliers.runner.errors import BenchmarkError
 
 __all__ = [
-    "LEAK_ROWS", "Method", "accepted_options", "check_options", "find_method", "import_class", "own_name", "registry",
+    "LEAK_ROWS", "Method", "accepted_options", "check_names", "check_options", "find_method", "import_class",
+    "own_name", "registry",
 ]  # fmt: skip
 
 # Need no model: what a method must beat to have shown anything.
@@ -28,13 +29,13 @@ class Method:
         name: its key in records and on the command line.
         title: how tables print it.
         target: ``"package.module:Class"`` of one that is no part of graphlossy; "" of one that the registry has.
-        cls: its class; None of a method that only another engine has.
+        cls: its class; our own where another engine runs it.
     """
 
     name: str
     title: str
-    target: str = ""
-    cls: Any = None
+    target: str
+    cls: Any
 
 
 def registry() -> list[str]:
@@ -86,9 +87,7 @@ def find_method(method: str | type, engine: str = "native") -> Method:
         theirs = list(engines.METHODS[engine])
         if name not in theirs:
             raise BenchmarkError(f"engine {engine} has no method {method!r}{_near(name, theirs)}")
-        cls = _own_class(name) if name in known else None
-        return Method(name, cls.title if cls is not None else name.upper(), "", cls)
-    if name not in known:
+    elif name not in known:
         raise BenchmarkError(f"there is no method {method!r}{_near(name, known)}")
     cls = _own_class(name)
     return Method(name, cls.title, "", cls)
@@ -115,10 +114,8 @@ def import_class(target: str) -> Any:
     return found
 
 
-def accepted_options(cls: Any) -> set[str] | None:
-    """Names of the constructor arguments of a class and its bases; None where they cannot be known."""
-    if cls is None:
-        return None
+def accepted_options(cls: Any) -> set[str]:
+    """Names of the constructor arguments of a class and its bases; those of our own serve every engine."""
     names: set[str] = set()
     for base in cls.__mro__:
         if base is object or "__init__" not in vars(base):
@@ -128,6 +125,13 @@ def accepted_options(cls: Any) -> set[str] | None:
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break  # nothing is passed on
     return names - {"seed"}  # which the run derives for each trial
+
+
+def check_names(method: Method, options: Mapping[str, Any]) -> None:
+    """Raises BenchmarkError for an option that the method does not have."""
+    accepted = accepted_options(method.cls)
+    if wrong := [name for name in options if name not in accepted]:
+        raise BenchmarkError(f"{method.name} has no option {', '.join(wrong)}; it has {', '.join(sorted(accepted))}")
 
 
 def check_options(options: Mapping[str, Any]) -> None:

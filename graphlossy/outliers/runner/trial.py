@@ -176,7 +176,7 @@ def warm_up(trial: Trial) -> None:
     edges = torch.stack([torch.cat([nodes, following]), torch.cat([following, nodes])])
     ring = Data(x=torch.rand(32, 8, generator=torch.Generator().manual_seed(0)), edge_index=edges)
     params = dict(trial.params)
-    if "epoch" in (_options_of(trial) or params):
+    if "epoch" in accepted_options(find_method(trial.target or trial.method).cls):
         params["epoch"] = 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -216,12 +216,6 @@ def make(trial: Trial, params: Record) -> Any:
     from graphlossy.outliers import engines
 
     return engines.make(trial.engine, trial.method, params, trial.seed)
-
-
-def _options_of(trial: Trial) -> set[str] | None:
-    if trial.target:
-        return accepted_options(import_class(trial.target))
-    return accepted_options(find_method(trial.method, trial.engine).cls)
 
 
 def _seed_everything(seed: int) -> None:
