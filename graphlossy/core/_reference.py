@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphlossy.core import _schemas
 
-__all__ = ["dequantize", "mask_apply", "pack_mask", "quantize", "unpack_mask"]
+__all__ = ["dequantize", "mask_apply", "pack", "pack_mask", "quantize", "unpack_mask"]
 
 _LOW32 = 0xFFFFFFFF
 # Elements at a time: the 64-bit integers of the hash would otherwise take several times the tensor's own bytes.
@@ -97,17 +97,17 @@ def _quantize_groups(
     code = t.clamp(max=levels).to(torch.int32)
     code = torch.nn.functional.pad(code, (0, length - v.shape[1]))
     stored = torch.where(poisoned, torch.full_like(lo.view(torch.int32), _SCALE_NAN << 16), scale.view(torch.int32))
-    return _pack(code, bits), _bfloat16(stored), _bfloat16(offset.view(torch.int32))
+    return pack(code, bits), _bfloat16(stored), _bfloat16(offset.view(torch.int32))
 
 
 def _bfloat16(bits32: Tensor) -> Tensor:
     return (bits32 >> 16).to(torch.int16).view(torch.bfloat16)
 
 
-def _pack(code: Tensor, bits: int) -> Tensor:
+def pack(code: Tensor, bits: int) -> Tensor:
     """Planar: byte j of a group holds elements j, j + P, j + 2P, ...; 3 bits are a plane of 2 and a plane of 1."""
     if bits == 3:
-        return torch.cat([_pack(code & 3, 2), _pack(code >> 2, 1)], dim=1)
+        return torch.cat([pack(code & 3, 2), pack(code >> 2, 1)], dim=1)
     per = 8 // bits
     planes = code.view(code.shape[0], per, code.shape[1] // per)
     byte = planes[:, 0]

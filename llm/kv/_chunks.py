@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from graphlossy.core.quantize import QuantizedTensor, quantize
+from graphlossy.core.symmetric import offset_of, quantize_symmetric
 
 __all__ = ["Chunks", "writable"]
 
@@ -27,16 +28,17 @@ class Chunks:
     Args:
         bits: 1, 2, 3, 4 or 8.
         group_size: elements of J that share a scale and an offset, 2 bytes each.
+        symmetric: groups have a scale alone, of :func:`graphlossy.core.symmetric.quantize_symmetric`.
 
     Attributes:
         count: chunks of the longest row.
     """
 
-    def __init__(self, bits: int, group_size: int) -> None:
-        self.bits, self.group_size = bits, group_size
+    def __init__(self, bits: int, group_size: int, symmetric: bool = False) -> None:
+        self.bits, self.group_size, self.symmetric = bits, group_size, symmetric
         self.count = 0
         self._shape: tuple[int, int] = (0, 0)  # I, J
-        self._parts: tuple[Tensor, ...] = ()  # codes [B, H, C, I, bytes], scale and offset [B, H, C, I, groups]
+        self._parts: tuple[Tensor, ...] = ()  # codes [B, H, C, I, bytes], scale (and offset) [B, H, C, I, groups]
 
     @property
     def nbytes(self) -> int:
@@ -80,7 +82,13 @@ class Chunks:
         for part, piece in zip(self._parts, self._packed(chunks[None]), strict=True):
             part[row, :, :count] = torch.where(changed[..., None, None], piece[0], part[row, :, :count])
 
+    def emptied(self) -> Chunks:
+        """Another one for the same, without any."""
+        return Chunks(self.bits, self.group_size, self.symmetric)
+
     def _packed(self, chunks: Tensor) -> tuple[Tensor, ...]:
+        if self.symmetric:
+            return quantize_symmetric(chunks, self.bits, self.group_size)
         found = quantize(chunks.contiguous(), self.bits, self.group_size, rounding="nearest")
         return tuple(t.view(*chunks.shape[:4], -1) for t in (found.packed, found.scale, found.offset))
 
@@ -95,11 +103,13 @@ class Chunks:
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """Codes, scales and offsets [B, H, chunks, I, .], and room for more; empty at first."""
+        if self.symmetric and self._parts:
+            return *self._parts, offset_of(self._parts[1], self.bits)
         return self._parts
 
     def read(self, dtype: torch.dtype) -> Tensor:
         """Floats [B, H, count, I, J]; what a row has not is whatever lies there."""
-        codes, scale, offset = (part[:, :, : self.count] for part in self._parts)
+        codes, scale, offset = (part[:, :, : self.count] for part in self.parts)
         shape = (*codes.shape[:3], *self._shape)
         flat = (t.reshape(-1, t.shape[-1]) for t in (codes, scale, offset))
         group = min(self.group_size, -(-self._shape[1] // 8) * 8)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from graphlossy.core._schemas import LARGEST_GROUP
+from graphlossy.core.symmetric import SYMMETRIC_BITS
 from graphlossy.llm.kv._file import read_cache, restore_layers, write_cache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
 from graphlossy.llm.kv._lossy_cache import LossyCache, check_config, nothing_grows
@@ -37,11 +39,13 @@ class KIVICache(LossyCache):
         value_bits: width of the values; None: ``bits``.
         group_size: tokens of a channel of the keys that share a scale and an offset of 2 bytes each; a multiple of 8.
             Tokens are packed so many at a time.
-        value_group_size: channels of a token of the values that share them, likewise; None: ``group_size``. Rotated
-            values, whose channels are all alike, bear the whole width of a head.
+        value_group_size: channels of a token of the values that share them, likewise; None: ``group_size``, and for
+            rotated values of 1 to 3 bits the whole head.
         residual_length: recent tokens in full precision, at least.
         sinks: first tokens in full precision, at most 1,024.
-        rotate_values: store values times a Hadamard matrix, which helps at 2 bits.
+        rotate_values: store values times a Hadamard matrix, after which all channels are alike. With 1 to 3 bits they
+            then take codes for normally distributed numbers and a scale alone, without an offset, that keeps sums over
+            tokens right on average (:mod:`graphlossy.core.symmetric`).
         per_layer: other widths for some layers, by number: ``bits``, ``(key_bits, value_bits)``, or None for a layer
             that is not packed.
 
@@ -83,9 +87,11 @@ class KIVICache(LossyCache):
         )
         if not isinstance(rotate_values, bool):
             raise TypeError(f"rotate_values must be True or False, got {rotate_values!r}")
-        value_group_size = group_size if value_group_size is None else value_group_size
-        for name, size in (("group_size", group_size), ("value_group_size", value_group_size)):
-            _whole(name, size, 8)
+        sizes = {"group_size": group_size}
+        if value_group_size is not None:
+            sizes["value_group_size"] = value_group_size
+        for name, size in sizes.items():
+            _whole(name, size, 8, LARGEST_GROUP)
             if size % 8:
                 raise ValueError(f"{name} must be a multiple of 8, such as 32, got {size}")
         _whole("residual_length", residual_length, 0)
@@ -96,7 +102,9 @@ class KIVICache(LossyCache):
         for number, layer in enumerate(layers):
             pair = chosen[number]
             if type(layer) is DynamicLayer and pair is not None:
-                layers[number] = KIVILayer(*pair, value_group_size, split, rotate_values)
+                whole = rotate_values and pair[1] in SYMMETRIC_BITS
+                shared = value_group_size or (LARGEST_GROUP if whole else group_size)
+                layers[number] = KIVILayer(*pair, shared, split, rotate_values)
         if not any(isinstance(layer, KIVILayer) for layer in layers):
             raise nothing_grows(layers, "pack")
         super().__init__(layers, config.get_text_config(decoder=True))

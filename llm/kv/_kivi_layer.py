@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graphlossy.core.packed_attention import PackedTokens
+from graphlossy.core.symmetric import SYMMETRIC_BITS
 from graphlossy.llm.kv._chunks import Chunks, writable
 from graphlossy.llm.kv._layer import RowsLayer, storage_bytes
 from graphlossy.llm.kv._packed_states import MOST_QUERIES, PackedStates
@@ -37,7 +38,8 @@ class KIVILayer(RowsLayer):
         value_bits: width of the values.
         value_group_size: channels of a group of values, at most.
         split: of a row; its chunk is the group of keys.
-        rotate_values: store values times a Hadamard matrix, which spreads large channels over all.
+        rotate_values: store values times a Hadamard matrix, which spreads large channels over all. What is rotated
+            looks normally distributed: with 1 to 3 bits its groups are symmetric and have a scale alone.
 
     Attributes:
         padding: pads before the first real token of each row.
@@ -53,7 +55,8 @@ class KIVILayer(RowsLayer):
     ) -> None:
         super().__init__()
         self.split, self.rotate_values = split, rotate_values
-        self.key_chunks, self.value_chunks = Chunks(key_bits, split.chunk), Chunks(value_bits, value_group_size)
+        self.key_chunks = Chunks(key_bits, split.chunk)
+        self.value_chunks = Chunks(value_bits, value_group_size, rotate_values and value_bits in SYMMETRIC_BITS)
         self.padding: list[int] = []
         self.seen = 0
         self.direct = False
@@ -107,8 +110,7 @@ class KIVILayer(RowsLayer):
         return self.seen + query_length, 0
 
     def reset(self) -> None:
-        self.key_chunks = Chunks(self.key_chunks.bits, self.key_chunks.group_size)
-        self.value_chunks = Chunks(self.value_chunks.bits, self.value_chunks.group_size)
+        self.key_chunks, self.value_chunks = self.key_chunks.emptied(), self.value_chunks.emptied()
         self.keys = self.values = None
         self.key_sinks = self.value_sinks = torch.empty(0)
         self.padding, self.packed, self.seen, self.is_initialized = [], [], 0, False

@@ -1,7 +1,8 @@
-"""Rotation of head dimensions by Hadamard matrices: it spreads a few large channels over all."""
+"""Rotation of head dimensions by an orthogonal matrix without large entries: large channels are spread over all."""
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -11,18 +12,20 @@ __all__ = ["rotate"]
 
 
 @lru_cache(maxsize=16)
-def _hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The orthogonal, symmetric Hadamard matrix of a power of two (Sylvester's)."""
+def _matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Orthogonal and symmetric: Sylvester's Hadamard matrix of the largest power of two that divides the size, times
+    (Kronecker) the discrete Hartley transform (Hartley, 1942) of what is left."""
+    block = size & -size
     matrix = torch.ones(1, 1, dtype=torch.float64)
-    while len(matrix) < size:
+    while len(matrix) < block:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return (matrix / size**0.5).to(dtype=dtype, device=device)
+    number = torch.arange(size // block, dtype=torch.float64)
+    angle = number[:, None] * number * (2 * math.pi / len(number))
+    return (torch.kron(angle.cos() + angle.sin(), matrix) / size**0.5).to(dtype=dtype, device=device)
 
 
 def rotate(x: Tensor) -> Tensor:
     """x times an orthogonal matrix along the last dimension; applied twice it is x again, up to rounding.
-
-    Where the last dimension is no power of two, blocks of the largest power of two that divides it are rotated.
 
     Shapes:
         x [..., D] -> [..., D]
@@ -31,7 +34,4 @@ def rotate(x: Tensor) -> Tensor:
         >>> rotate(torch.tensor([2.0, 0, 0, 0]))
         tensor([1., 1., 1., 1.])
     """
-    width = x.shape[-1]
-    block = width & -width  # the largest power of two that divides it
-    matrix = _hadamard(block, x.dtype, x.device)
-    return (x.unflatten(-1, (-1, block)) @ matrix).flatten(-2)
+    return x @ _matrix(x.shape[-1], x.dtype, x.device)

@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graphlossy.core.quantize import quantize
+from graphlossy.core.symmetric import offset_of, quantize_symmetric
 
 pytest.importorskip("transformers")
 kv = importlib.import_module("graphlossy.llm.kv._kivi_layer")
-KIVILayer, Split = kv.KIVILayer, kv.Split
+KIVILayer, Split, rotate = kv.KIVILayer, kv.Split, kv.rotate
 HEADS, WIDTH, CHUNK = 2, 16, 8
 
 
 def layer(
-    padding: list[int], bits: int = 4, sinks: int = 3, window: int = 8, rotate: bool = False, rollback: int = 16
+    padding: list[int], bits: int = 4, sinks: int = 3, window: int = 8, rotated: bool = False, rollback: int = 16
 ) -> Any:
-    made = KIVILayer(bits, bits, 8, Split(sinks, window, CHUNK, rollback), rotate)
+    made = KIVILayer(bits, bits, 8, Split(sinks, window, CHUNK, rollback), rotated)
     made.padding = list(padding)
     return made
 
@@ -46,13 +47,20 @@ def same_storage(a: Any, b: Any) -> None:
             assert torch.equal(x[row, :, pads:], y[row, :, pads:])
 
 
-def by_hand(keys: Tensor, values: Tensor, split: Any, bits: int) -> tuple[Tensor, Tensor]:
+def by_hand(keys: Tensor, values: Tensor, split: Any, bits: int, rotated: bool = False) -> tuple[Tensor, Tensor]:
     """KIVI's definition for one row without pads [1, H, T, D]."""
     keys, values = keys.clone(), values.clone()
     for n in range(split.chunks(keys.shape[2])):
         here = slice(split.sinks + n * split.chunk, split.sinks + (n + 1) * split.chunk)
         keys[:, :, here] = quantize(keys[:, :, here].contiguous(), bits, split.chunk, "nearest", -2).dequantize()
-        values[:, :, here] = quantize(values[:, :, here].contiguous(), bits, 8, "nearest", -1).dequantize()
+        chunk = values[:, :, here].contiguous()
+        if rotated and bits < 4:
+            codes, scale = quantize_symmetric(rotate(chunk), bits, 8)
+            stored = (t.flatten(0, -2) for t in (codes, scale, offset_of(scale, bits)))
+            back = torch.ops.graphlossy.dequantize(*stored, bits, 8, WIDTH, torch.float32).view_as(chunk)
+        else:
+            back = quantize(rotate(chunk) if rotated else chunk, bits, 8, "nearest", -1).dequantize()
+        values[:, :, here] = rotate(back) if rotated else back
     return keys, values
 
 
@@ -60,9 +68,10 @@ def by_hand(keys: Tensor, values: Tensor, split: Any, bits: int) -> tuple[Tensor
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 10, 11, 18, 19, 20, 26, 27, 28, 100])
 def test_what_is_packed(count: int, bits: int) -> None:
     keys, values = tokens(1, count)
-    made = fed(keys, values, [0], bits=bits)
-    for found, wanted in zip(made.assembled(), by_hand(keys, values, made.split, bits), strict=True):
-        assert torch.equal(found, wanted)
+    for rotated in (False, True):
+        made = fed(keys, values, [0], bits=bits, rotated=rotated)
+        for found, wanted in zip(made.assembled(), by_hand(keys, values, made.split, bits, rotated), strict=True):
+            assert torch.equal(found, wanted)
 
 
 @settings(max_examples=200)
@@ -72,7 +81,7 @@ def test_it_matters_not_in_which_pieces_tokens_come_and_go(data: st.DataObject) 
     padding = data.draw(st.lists(st.integers(0, 12), min_size=rows, max_size=rows), "padding")
     rollback = data.draw(st.sampled_from([0, 3, 16]), "rollback")
     options = {"sinks": data.draw(st.integers(0, 5)), "window": data.draw(st.integers(0, 17)), "bits": 2}
-    options["rollback"] = rollback
+    options |= {"rollback": rollback, "rotated": data.draw(st.booleans(), "rotated")}
     keys, values = tokens(rows, 400)
     made, order, seen, highest, fresh = layer(padding, **options), list(range(rows)), 0, 0, 0
     for _ in range(data.draw(st.integers(1, 8), "steps")):
@@ -144,10 +153,10 @@ def test_rotated_values_lose_less_where_channels_are_large() -> None:
     keys, values = tokens(1, 300)
     values[..., 5] *= 30
     errors = [
-        (fed(keys, values, [0], bits=2, rotate=rotate).assembled()[1] - values)[..., :5].norm()
-        for rotate in (False, True)
+        (fed(keys, values, [0], bits=2, rotated=rotated).assembled()[1] - values)[..., :5].norm()
+        for rotated in (False, True)
     ]
-    assert errors[1] > 0 and fed(keys, values, [0], bits=8, rotate=True).assembled()[1].allclose(values, atol=0.5)
+    assert errors[1] > 0 and fed(keys, values, [0], bits=8, rotated=True).assembled()[1].allclose(values, atol=0.5)
 
 
 def test_bytes_are_those_of_the_storages() -> None:
@@ -161,6 +170,8 @@ def test_bytes_are_those_of_the_storages() -> None:
     assert kinds["metadata"] == 2 * kinds["packed"]  # 4 bytes for 8 numbers of 2 bits
     assert kinds["window"] == 2 * 2 * HEADS * WIDTH * 4 * (500 - 3 - CHUNK * (packed - 1))
     assert made.nbytes == sum(kinds.values()) and made.plain_bytes == 2 * 2 * HEADS * WIDTH * 500 * 4
+    rotated = fed(keys, values, [0, 0], bits=2, rotated=True).bytes_by_kind()
+    assert rotated == {**kinds, "metadata": kinds["metadata"] * 3 // 4}  # values have a scale and no offset
 
 
 def test_the_last_chunk_is_kept_until_it_cannot_come_back() -> None:

@@ -105,6 +105,10 @@ def test_layers_of_their_own_widths() -> None:
     assert cache.bytes_by_layer()[1].keys() == {"plain"} and cache.nbytes < cache.plain_bytes
     mixed = KIVICache(config, 4, key_bits=8, value_bits=2)
     assert (mixed.layers[1].key_chunks.bits, mixed.layers[1].value_chunks.bits) == (8, 2)
+    rotated = small(config, 4, rotate_values=True, per_layer={1: (4, 2)})  # in groups of 8, and of the whole head
+    generate(model_of("llama"), rotated, prompt(2, 40), 4)
+    scales = [layer.value_chunks.parts[1] for layer in rotated.packed_layers]
+    assert [part.shape[-1] for part in scales] == [2, 1] and len(rotated.layers[1].value_chunks.state()) == 2
 
 
 @pytest.mark.parametrize(

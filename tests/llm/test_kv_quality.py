@@ -43,7 +43,7 @@ def test_names(name: str, scorer: Any, amounts: dict[str, Any], packing: dict[st
     "name", ["", "4bits", "4bit+h2o", "4bit+2bit", "k4", "h2o:1:2:3", "h2o-p-p", "-p", "4bit-x", "nothing"]
 )
 def test_no_such_name(name: str) -> None:
-    with pytest.raises(ValueError, match="(?s)no cache has the name.*k4v3-r-w16-v64.*streaming"):
+    with pytest.raises(ValueError, match="(?s)no cache has the name.*k4v3-r-w16-g64.*streaming"):
         parse_cache(name)
     with pytest.raises(ValueError, match="'a' in 'h2o:a' is no number of tokens"):
         parse_cache("h2o:a")
