@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphlossy.core import _schemas
 
-__all__ = ["dequantize", "mask_apply", "pack", "pack_mask", "quantize", "unpack_mask"]
+__all__ = ["dequantize", "mask_apply", "pack_mask", "quantize", "unpack_mask"]
 
 _LOW32 = 0xFFFFFFFF
 # Elements at a time: the 64-bit integers of the hash would otherwise take several times the tensor's own bytes.
