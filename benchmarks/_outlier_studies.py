@@ -58,7 +58,7 @@ def peers(data: dict[str, Any]) -> Iterator[str]:
                 *(_number(row[name], ".2f") for name in ("rank_correlation", "own_rank_correlation")),
                 *(_number(row[f"{name}_ratio"], ".1f") for name in ("seconds", "peak_bytes")),
             ])  # fmt: skip
-        seeds = data["settings"]["seeds"]
+        seeds = data["settings"]["seeds"][dataset]
         head = [
             f"{dataset}, {seeds} seeds",
             "our AUC",

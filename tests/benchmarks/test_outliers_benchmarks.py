@@ -121,14 +121,14 @@ def test_bars_of_the_peers_are_the_spread_of_the_seeds() -> None:
                 "peak_bytes": None, "status": {"done": len(auc)}}  # fmt: skip
 
     cells = [{**row("native", 0.70, 0.72), "method": "conad"}, {**row("pygod", 0.80, 0.82), "method": "conad"}]
-    data = {"cells": cells, "compared": outliers_peers.compare(cells, Path("none"), 2), "bars": [],
-            "settings": {"seeds": 2}, "machine": {"cpu": "c"}, "versions": {"torch": "t"}}  # fmt: skip
+    data = {"cells": cells, "compared": outliers_peers.compare(cells, Path("none"), {"d": 2}), "bars": [],
+            "settings": {"seeds": {"d": 2}}, "machine": {"cpu": "c"}, "versions": {"torch": "t"}}  # fmt: skip
     page = studies.render("outliers_peers", data)
     assert (
         "| CONAD, PyGOD | 0.710 ± 0.014 | 0.810 ± 0.014 | -0.100 |" in page and "- CONAD: the paper's contrast" in page
     )
-    near = outliers_peers.compare([row("native", 0.70, 0.74), row("pygod", 0.71, 0.75)], Path("none"), 2)
-    far = outliers_peers.compare([row("native", 0.70, 0.72), row("pygod", 0.80, 0.82)], Path("none"), 2)
+    near = outliers_peers.compare([row("native", 0.70, 0.74), row("pygod", 0.71, 0.75)], Path("none"), {"d": 2})
+    far = outliers_peers.compare([row("native", 0.70, 0.72), row("pygod", 0.80, 0.82)], Path("none"), {"d": 2})
     assert near[0]["auc"]["difference"] == pytest.approx(-0.01) and near[0]["rank_correlation"] is None
     assert outliers_peers.bars(near, ["m"], ["d"])[0]["met"] and not outliers_peers.bars(far, ["m"], ["d"])[0]["met"]
     assert outliers_peers.bars([], ["m"], ["d"])[0]["met"] is None
