@@ -10,7 +10,6 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from graphlossy.core._schemas import LARGEST_GROUP
-from graphlossy.core.symmetric import SYMMETRIC_BITS
 from graphlossy.llm.kv._file import read_cache, restore_layers, write_cache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
 from graphlossy.llm.kv._lossy_cache import LossyCache, check_config, nothing_grows
@@ -102,9 +101,7 @@ class KIVICache(LossyCache):
         for number, layer in enumerate(layers):
             pair = chosen[number]
             if type(layer) is DynamicLayer and pair is not None:
-                whole = rotate_values and pair[1] in SYMMETRIC_BITS
-                shared = value_group_size or (LARGEST_GROUP if whole else group_size)
-                layers[number] = KIVILayer(*pair, shared, split, rotate_values)
+                layers[number] = KIVILayer(*pair, value_group_size, split, rotate_values)
         if not any(isinstance(layer, KIVILayer) for layer in layers):
             raise nothing_grows(layers, "pack")
         super().__init__(layers, config.get_text_config(decoder=True))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphlossy.core._schemas import LARGEST_GROUP
 from graphlossy.core.packed_attention import PackedTokens
 from graphlossy.core.symmetric import SYMMETRIC_BITS
 from graphlossy.llm.kv._chunks import Chunks, writable
@@ -36,7 +37,8 @@ class KIVILayer(RowsLayer):
     Args:
         key_bits: width of the keys.
         value_bits: width of the values.
-        value_group_size: channels of a group of values, at most.
+        value_group_size: channels of a group of values, at most; None: a chunk's number, or the whole head where groups
+            are symmetric.
         split: of a row; its chunk is the group of keys.
         rotate_values: store values times a Hadamard matrix, which spreads large channels over all. What is rotated
             looks normally distributed: with 1 to 3 bits its groups are symmetric and have a scale alone.
@@ -51,12 +53,14 @@ class KIVILayer(RowsLayer):
     is_croppable = True
 
     def __init__(
-        self, key_bits: int, value_bits: int, value_group_size: int, split: Split, rotate_values: bool = False
+        self, key_bits: int, value_bits: int, value_group_size: int | None, split: Split, rotate_values: bool = False
     ) -> None:
         super().__init__()
         self.split, self.rotate_values = split, rotate_values
         self.key_chunks = Chunks(key_bits, split.chunk)
-        self.value_chunks = Chunks(value_bits, value_group_size, rotate_values and value_bits in SYMMETRIC_BITS)
+        symmetric = rotate_values and value_bits in SYMMETRIC_BITS
+        shared = value_group_size or (LARGEST_GROUP if symmetric else split.chunk)
+        self.value_chunks = Chunks(value_bits, shared, symmetric)
         self.padding: list[int] = []
         self.seen = 0
         self.direct = False
