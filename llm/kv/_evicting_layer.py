@@ -16,7 +16,7 @@ from graphlossy.llm.kv.scorers import Scorer, View
 
 __all__ = ["Budget", "EvictingLayer"]
 
-_TENSORS = ("keys", "values", "positions", "scores")
+_TENSORS = ("kept_keys", "kept_values", "positions", "scores")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class EvictingLayer(RowsLayer):
         self.reset()
 
     def reset(self) -> None:
-        self.keys = self.values = None
+        self.kept_keys = self.kept_values = torch.empty(0)
         self.positions, self.scores = torch.empty(0, dtype=torch.int32), torch.empty(0)
         self.padding: list[int] = []
         self.counts: list[int] = []
@@ -90,15 +90,14 @@ class EvictingLayer(RowsLayer):
         self.seen, self.is_initialized = 0, False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
+        self.holds(key_states, value_states)
         batch, heads = key_states.shape[:2]
         self.padding = self.padding_for(batch)
         self.counts, self.prompts = [0] * batch, [0] * batch
-        self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
+        self.kept_keys, self.kept_values = key_states[..., :0, :], value_states[..., :0, :]
         self._width = key_states.shape[-1]
         self.positions = torch.empty((batch, heads, 0), dtype=torch.int32, device=self.device)
         self.scores = torch.empty((batch, heads, 0), device=self.device)
-        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Appends tokens [B, H, q, D]; returns what our attention takes. No gradient passes through.
@@ -141,11 +140,11 @@ class EvictingLayer(RowsLayer):
     @property
     def slots(self) -> int:
         """Tokens of a row that there is room for: of those that are kept, the last are real."""
-        return 0 if self.keys is None else int(self.keys.shape[2])
+        return int(self.kept_keys.shape[2]) if self.is_initialized else 0
 
     def states(self) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, H, slots, D] in floating point."""
-        return self.keys, self.values
+        """Keys and values [B, H, slots, D] of the tokens that are kept, in floating point."""
+        return self.kept_keys, self.kept_values
 
     def attend(self, query: Tensor, call: Any) -> Tensor:
         """Attention [B, heads, Q, E] of the pass whose tokens were appended last; then drops what is too much."""
@@ -159,8 +158,8 @@ class EvictingLayer(RowsLayer):
         return found
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
-        self.keys = torch.cat([self.keys, keys], -2)
-        self.values = torch.cat([self.values, values], -2)
+        self.kept_keys = torch.cat([self.kept_keys, keys], -2)
+        self.kept_values = torch.cat([self.kept_values, values], -2)
 
     def _attended(self, query: Tensor, call: Any, observed: bool) -> tuple[Tensor, Callable[[int | None], Tensor]]:
         """The result, and what gives sums of the attention (see :class:`View`) if they are ``observed``."""
@@ -211,8 +210,8 @@ class EvictingLayer(RowsLayer):
         keep = candidates & (rank < column([heavy for heavy, _ in self.limits])) | recent & real
         index = keep.to(torch.uint8).argsort(dim=-1, stable=True)[..., count - max(kept) :]  # in order, at the end
         self.positions, self.scores = self.positions.gather(-1, index), self.scores.gather(-1, index)
-        self.keys, self.values = (
-            t.gather(2, index[..., None].expand(-1, -1, -1, t.shape[-1])) for t in (self.keys, self.values)
+        self.kept_keys, self.kept_values = (
+            t.gather(2, index[..., None].expand(-1, -1, -1, t.shape[-1])) for t in (self.kept_keys, self.kept_values)
         )
         self.counts = kept
 
@@ -230,7 +229,7 @@ class EvictingLayer(RowsLayer):
         """Bytes of keys and values, and of scores and positions."""
         if not self.is_initialized:
             return {"plain": 0, "metadata": 0}
-        kinds = {"plain": (self.keys, self.values), "metadata": (self.scores, self.positions)}
+        kinds = {"plain": (self.kept_keys, self.kept_values), "metadata": (self.scores, self.positions)}
         return {kind: storage_bytes(*held) for kind, held in kinds.items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -242,7 +241,7 @@ class EvictingLayer(RowsLayer):
     def load_state(self, held: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         if not held:
             return
-        self.lazy_initialization(held["keys"], held["values"])
+        self.lazy_initialization(held["kept_keys"], held["kept_values"])
         for name in _TENSORS:
             setattr(self, name, held[name])
         self.seen, self._unseen = numbers["seen"], numbers["unseen"]

@@ -17,7 +17,7 @@ from graphlossy.llm.kv._layer import RowsLayer
 
 __all__ = ["read_cache", "restore_layers", "write_cache"]
 
-_FORMAT, _VERSION = "graphlossy.llm.kv", 2
+_FORMAT, _VERSION = "graphlossy.llm.kv", 3
 
 
 _SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")

@@ -20,7 +20,7 @@ from graphlossy.llm.kv._rows import Split, row_table, same
 
 __all__ = ["KIVILayer"]
 
-_TENSORS = ("keys", "values", "key_sinks", "value_sinks")  # in floating point
+_TENSORS = ("recent_keys", "recent_values", "key_sinks", "value_sinks")  # in floating point
 
 
 class KIVILayer(RowsLayer):
@@ -65,20 +65,19 @@ class KIVILayer(RowsLayer):
         self.seen = 0
         self.direct = False
         self.packed: list[int] = []
-        self.key_sinks = self.value_sinks = torch.empty(0)
+        self.recent_keys = self.recent_values = self.key_sinks = self.value_sinks = torch.empty(0)
 
     # -- what transformers calls --------------------------------------------------------------------------------------
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
         batch = key_states.shape[0]
         self.padding = self.padding_for(batch)
         self.packed = [0] * batch
         # The window: the last tokens in full precision, from the first that some row has not packed, or may get back.
-        self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
+        self.recent_keys, self.recent_values = key_states[..., :0, :], value_states[..., :0, :]
         self.key_sinks = key_states.new_zeros((*key_states.shape[:2], self.split.sinks, key_states.shape[-1]))
         self.value_sinks = value_states.new_zeros((*value_states.shape[:2], self.split.sinks, value_states.shape[-1]))
-        self.is_initialized = True
+        self.holds(key_states, value_states)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends tokens [B, H, q, D]; returns all keys and values [B, H, T, D], the packed ones as they are decoded.
@@ -91,11 +90,11 @@ class KIVILayer(RowsLayer):
         if self.direct and key_states.shape[-2] <= MOST_QUERIES and any(self.packed):
             tokens, packed = self.packed_tokens(), list(self.packed)
             found = tuple(
-                PackedStates(tokens, self.rotate_values, partial(self._states, which, packed, window))
-                for which, window in enumerate((self.keys, self.values))
+                PackedStates(tokens, self.rotate_values, partial(self._decoded, which, packed, window))
+                for which, window in enumerate((self.recent_keys, self.recent_values))
             )
         else:
-            found = self.assembled()
+            found = self.states()
         self.pack()
         return found
 
@@ -105,8 +104,8 @@ class KIVILayer(RowsLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.check_keys(key_states, [self.key_sinks.shape[i] for i in (0, 1, 3)])
-        self.keys = torch.cat([self.keys, key_states], -2)
-        self.values = torch.cat([self.values, value_states], -2)
+        self.recent_keys = torch.cat([self.recent_keys, key_states], -2)
+        self.recent_values = torch.cat([self.recent_values, value_states], -2)
         self.seen += key_states.shape[-2]
         self._fill_sinks(key_states.shape[-2])
 
@@ -115,8 +114,7 @@ class KIVILayer(RowsLayer):
 
     def reset(self) -> None:
         self.key_chunks, self.value_chunks = self.key_chunks.emptied(), self.value_chunks.emptied()
-        self.keys = self.values = None
-        self.key_sinks = self.value_sinks = torch.empty(0)
+        self.recent_keys = self.recent_values = self.key_sinks = self.value_sinks = torch.empty(0)
         self.padding, self.packed, self.seen, self.is_initialized = [], [], 0, False
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -137,13 +135,12 @@ class KIVILayer(RowsLayer):
             return
         packed = [min(n, self.split.chunks(seen - pads)) for n, pads in zip(self.packed, self.padding, strict=True)]
         first, gone = self._kept_from(seen, packed), self._window_from
-        windows = self.keys, self.values
+        windows = self.recent_keys, self.recent_values
         if first < gone:  # tokens come back that are in full precision no more
-            windows = tuple(
-                torch.cat([t[..., :gone, :], w], -2) for t, w in zip(self.assembled(), windows, strict=True)
-            )
+            windows = tuple(torch.cat([t[..., :gone, :], w], -2) for t, w in zip(self.states(), windows, strict=True))
             gone = 0
-        self.keys, self.values = (t[..., max(0, first - gone) : max(0, seen - gone), :].clone() for t in windows)
+        here = slice(max(0, first - gone), max(0, seen - gone))
+        self.recent_keys, self.recent_values = (t[..., here, :].clone() for t in windows)
         self.seen, self.packed = seen, packed
         for chunks in (self.key_chunks, self.value_chunks):
             chunks.keep(max(packed))
@@ -159,17 +156,16 @@ class KIVILayer(RowsLayer):
     def load_state(self, held: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         if not held:
             return
-        self.dtype, self.device = held["keys"].dtype, held["keys"].device
         for name in _TENSORS:
             setattr(self, name, held[name])
         self.seen, self.padding, self.packed = numbers["seen"], list(numbers["padding"]), list(numbers["packed"])
-        width, chunk = self.keys.shape[-1], self.split.chunk
+        width, chunk = self.recent_keys.shape[-1], self.split.chunk
         for which, chunks, shape in (
             ("key", self.key_chunks, (width, chunk)),
-            ("value", self.value_chunks, (chunk, self.values.shape[-1])),
+            ("value", self.value_chunks, (chunk, self.recent_values.shape[-1])),
         ):
             chunks.load({n.removeprefix(f"{which}_"): t for n, t in held.items() if n.startswith(f"{which}_")}, shape)
-        self.is_initialized = True
+        self.holds(self.recent_keys, self.recent_values)
 
     # -- what is stored -----------------------------------------------------------------------------------------------
 
@@ -181,27 +177,27 @@ class KIVILayer(RowsLayer):
         return {
             "packed": sum(part.nbytes for part in chunks) - metadata,
             "metadata": metadata,
-            "window": storage_bytes(self.keys, self.values),
+            "window": storage_bytes(self.recent_keys, self.recent_values),
             "sinks": storage_bytes(self.key_sinks, self.value_sinks),
         }
 
     def packed_tokens(self) -> PackedTokens:
         """All that is stored, as :func:`graphlossy.core.packed_attention.packed_attention` takes it."""
         keys, values = self.key_chunks, self.value_chunks
-        width = -(-self.values.shape[-1] // 8) * 8
+        width = -(-self.recent_values.shape[-1] // 8) * 8
         rows = row_table(
-            self.split, tuple(self.padding), tuple(self.packed), self.seen, self._window_from, self.keys.device
+            self.split, tuple(self.padding), tuple(self.packed), self.seen, self._window_from, self.recent_keys.device
         )
         return PackedTokens(
             keys.parts, values.parts, keys.bits, values.bits, keys.group_size, min(values.group_size, width),
-            (self.key_sinks, self.value_sinks), (self.keys, self.values), rows,
+            (self.key_sinks, self.value_sinks), (self.recent_keys, self.recent_values), rows,
         )  # fmt: skip
 
-    def assembled(self) -> tuple[Tensor, Tensor]:
+    def states(self) -> tuple[Tensor, Tensor]:
         """All keys and values [B, H, T, D] in floating point; pads that are in the window no more are zero."""
-        return self._states(0, self.packed, self.keys), self._states(1, self.packed, self.values)
+        return self._decoded(0, self.packed, self.recent_keys), self._decoded(1, self.packed, self.recent_values)
 
-    def _states(self, which: int, packed: Sequence[int], window: Tensor) -> Tensor:
+    def _decoded(self, which: int, packed: Sequence[int], window: Tensor) -> Tensor:
         """Keys (0) or values (1) in floating point, of ``packed`` chunks of each row and a window."""
         if not any(packed) and window.shape[-2] == self.seen:
             return window
@@ -218,7 +214,7 @@ class KIVILayer(RowsLayer):
 
     @property
     def _window_from(self) -> int:
-        return self.seen - self.keys.shape[-2]
+        return self.seen - self.recent_keys.shape[-2]
 
     def _joined(self, front: Tensor, window: Tensor, packed: Sequence[int]) -> Tensor:
         """Pads, the sinks and packed tokens of ``front``, which begins at each row's first real token, the window."""
@@ -256,8 +252,8 @@ class KIVILayer(RowsLayer):
             first, last = max(0, before - pads), min(self.split.sinks, self.seen - pads)
             if first < last:
                 here = slice(pads + first - gone, pads + last - gone)
-                self.key_sinks[row, :, first:last] = self.keys[row, :, here]
-                self.value_sinks[row, :, first:last] = self.values[row, :, here]
+                self.key_sinks[row, :, first:last] = self.recent_keys[row, :, here]
+                self.value_sinks[row, :, first:last] = self.recent_values[row, :, here]
 
     def pack(self) -> None:
         """Packs the chunks that have left the window, rows of equal places together, and lets the window move on."""
@@ -271,7 +267,8 @@ class KIVILayer(RowsLayer):
             start = pads + self.split.sinks + first * chunk - gone
             here = slice(start, start + (target - first) * chunk)
             which: Any = slice(None) if len(rows) == len(self.padding) else rows
-            keys, values = (t[which][:, :, here].unflatten(2, (-1, chunk)) for t in (self.keys, self.values))
+            recent = (self.recent_keys, self.recent_values)
+            keys, values = (t[which][:, :, here].unflatten(2, (-1, chunk)) for t in recent)
             values = rotate(values) if self.rotate_values else values
             self.key_chunks.write(keys.transpose(-1, -2), rows, first, len(self.padding))
             self.value_chunks.write(values, rows, first, len(self.padding))
@@ -279,7 +276,8 @@ class KIVILayer(RowsLayer):
                 self.packed[row] = target
         first = self._kept_from(self.seen, self.packed) - gone
         if first > 0:
-            self.keys, self.values = (t[..., first:, :].clone() for t in (self.keys, self.values))
+            self.recent_keys = self.recent_keys[..., first:, :].clone()
+            self.recent_values = self.recent_values[..., first:, :].clone()
 
     def take_rows(self, chosen: list[int], index: Tensor) -> None:
         for name in _TENSORS:

@@ -26,6 +26,29 @@ class RowsLayer(CacheLayerMixin):
     padding: list[int]
     seen: int
 
+    def __init__(self) -> None:  # that of the base would store keys and values
+        self.is_initialized = False
+
+    def holds(self, keys: Tensor, values: Tensor) -> None:
+        """Learns from keys and values [B, H, n, D] of what kind those are that it holds from now on."""
+        self.dtype, self.device = keys.dtype, keys.device
+        self._token_bytes = keys.shape[1] * (keys.shape[-1] + values.shape[-1]) * keys.element_size()
+        self.is_initialized = True
+
+    @abstractmethod
+    def states(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, T, D] of all tokens that it has, in floating point."""
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Those of :meth:`states`, which are made whenever they are asked for; None of an empty layer."""
+        return self.states()[0] if self.is_initialized else None
+
+    @property
+    def values(self) -> Tensor | None:
+        """Those of :meth:`states`, likewise."""
+        return self.states()[1] if self.is_initialized else None
+
     def get_seq_length(self) -> int:
         return self.seen
 
@@ -93,8 +116,7 @@ class RowsLayer(CacheLayerMixin):
         """Bytes of all tokens that were seen, in full precision."""
         if not self.is_initialized:
             return 0
-        rows, heads = self.keys.shape[:2]
-        return self.seen * rows * heads * (self.keys.shape[-1] + self.values.shape[-1]) * self.keys.element_size()
+        return self.seen * len(self.padding) * self._token_bytes
 
     def check_keys(self, keys: Tensor, have: Sequence[int]) -> None:
         """Raises ValueError where keys [B, H, q, D] are not of ``have`` = (B, H, D), or narrower than what is held."""

@@ -50,7 +50,7 @@ class PackedEvictingLayer(EvictingLayer):
         return self.store.seen or super().slots
 
     def states(self) -> tuple[Tensor, Tensor]:
-        return self.store.assembled() if self.store.seen else super().states()
+        return self.store.states() if self.store.seen else super().states()
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         if self.store.seen:
@@ -85,8 +85,8 @@ class PackedEvictingLayer(EvictingLayer):
         if not store.seen:
             super().settle(drops)
             store.padding = [self.slots - n for n in self.counts]
-            keys, values = self.keys, self.values
-            self.keys, self.values = keys[..., :0, :].clone(), values[..., :0, :].clone()
+            keys, values = self.kept_keys, self.kept_values
+            self.kept_keys, self.kept_values = keys[..., :0, :].clone(), values[..., :0, :].clone()
             store.append(keys, values)
             store.pack()
             return

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.cache_utils import CacheLayerMixin
 
 from graphlossy.llm.kv._kivi import KIVICache
 from graphlossy.llm.kv._lossy_cache import LossyCache, layer_bytes
@@ -127,5 +128,7 @@ def cache_bytes(cache: Any) -> tuple[int, int, int]:
         plain, held = cache.plain_bytes, cache.nbytes
     else:
         held = full = plain = sum(layer_bytes(layer)["plain"] for layer in cache.layers)
-    width = next(layer.keys.element_size() for layer in cache.layers if getattr(layer, "keys", None) is not None)
+    width = next(
+        layer.dtype.itemsize for layer in cache.layers if isinstance(layer, CacheLayerMixin) and layer.is_initialized
+    )
     return held, held - full + full * 2 // width, plain * 2 // width

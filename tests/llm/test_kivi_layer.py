@@ -42,7 +42,7 @@ def fed(keys: Tensor, values: Tensor, padding: list[int], **options) -> Any:
 def same_storage(a: Any, b: Any) -> None:
     """Equal values, whether in floats or in codes; pads do not count."""
     assert a.seen == b.seen and a.padding == b.padding and a.packed == b.packed
-    for x, y in zip(a.assembled(), b.assembled(), strict=True):
+    for x, y in zip(a.states(), b.states(), strict=True):
         for row, pads in enumerate(a.padding):
             assert torch.equal(x[row, :, pads:], y[row, :, pads:])
 
@@ -70,7 +70,7 @@ def test_what_is_packed(count: int, bits: int) -> None:
     keys, values = tokens(1, count)
     for rotated in (False, True):
         made = fed(keys, values, [0], bits=bits, rotated=rotated)
-        for found, wanted in zip(made.assembled(), by_hand(keys, values, made.split, bits, rotated), strict=True):
+        for found, wanted in zip(made.states(), by_hand(keys, values, made.split, bits, rotated), strict=True):
             assert torch.equal(found, wanted)
 
 
@@ -123,10 +123,10 @@ def test_a_padded_row_is_stored_as_it_would_be_alone(padding: list[int]) -> None
         if not made.seen:
             for part in range(0, 47, 5):
                 made.update(keys[:, :, part : part + 5], values[:, :, part : part + 5])
-        found = made.assembled()
+        found = made.states()
         for row, pads in enumerate(padding):
             alone = fed(keys[row : row + 1, :, pads:], values[row : row + 1, :, pads:], [0])
-            for a, b in zip(found, alone.assembled(), strict=True):
+            for a, b in zip(found, alone.states(), strict=True):
                 assert torch.equal(a[row : row + 1, :, pads:], b)
 
 
@@ -135,12 +135,12 @@ def test_a_large_rollback_gives_rounded_tokens_back() -> None:
     made = fed(keys, values, [0, 3], bits=8)
     made.crop(-60)
     assert made.get_seq_length() == 40
-    for found, wanted in zip(made.assembled(), (keys, values), strict=True):
+    for found, wanted in zip(made.states(), (keys, values), strict=True):
         assert torch.allclose(found[0], wanted[0, :, :40], atol=0.03)
         assert torch.allclose(found[1, :, 3:], wanted[1, :, 3:40], atol=0.03)
     made.update(keys[:, :, 40:], values[:, :, 40:])
     same = fed(keys, values, [0, 3], bits=8)
-    for found, wanted in zip(made.assembled(), same.assembled(), strict=True):
+    for found, wanted in zip(made.states(), same.states(), strict=True):
         assert torch.allclose(found[0], wanted[0], atol=0.03)
     made.crop(-100)
     assert made.get_seq_length() == 0 and made.padding == []  # another text may follow
@@ -153,10 +153,10 @@ def test_rotated_values_lose_less_where_channels_are_large() -> None:
     keys, values = tokens(1, 300)
     values[..., 5] *= 30
     errors = [
-        (fed(keys, values, [0], bits=2, rotated=rotated).assembled()[1] - values)[..., :5].norm()
+        (fed(keys, values, [0], bits=2, rotated=rotated).states()[1] - values)[..., :5].norm()
         for rotated in (False, True)
     ]
-    assert errors[1] > 0 and fed(keys, values, [0], bits=8, rotated=True).assembled()[1].allclose(values, atol=0.5)
+    assert errors[1] > 0 and fed(keys, values, [0], bits=8, rotated=True).states()[1].allclose(values, atol=0.5)
 
 
 def test_bytes_are_those_of_the_storages() -> None:
@@ -180,7 +180,7 @@ def test_the_last_chunk_is_kept_until_it_cannot_come_back() -> None:
     held = []
     for at in range(34):
         made.update(keys[:, :, at : at + 1], values[:, :, at : at + 1])
-        held.append(made.keys.shape[2])
+        held.append(made.recent_keys.shape[2])
     # packed at 18 and 26 tokens, and let go 5 tokens later
     assert held[16:31] == [15, 16, 17, 18, 19, 20, 13, 14, 15, 16, 17, 18, 19, 20, 13]
 

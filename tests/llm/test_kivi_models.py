@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 from kv_models import FAMILIES, close, generate, model_of, prompt, small  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
-from graphlossy.llm import KIVICache  # noqa: E402
+from graphlossy.llm import H2OCache, KIVICache  # noqa: E402
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,6 +94,29 @@ def test_several_turns() -> None:
     second = generate(model, cache, longer, 10)
     assert cache.get_seq_length() == 74 and second.sequences.shape == (1, 75)
     assert torch.equal(second.sequences[:, :65], longer)
+
+
+@pytest.mark.parametrize("kind", ["kivi", "h2o", "packed h2o"])
+def test_layers_show_all_their_tokens_as_any_layer_does(kind: str) -> None:
+    model, ids = model_of("llama"), prompt(2, 60)
+    if kind != "kivi":
+        model.set_attn_implementation("graphlossy")
+    storage = small(model.config) if kind == "packed h2o" else None
+    cache = small(model.config) if kind == "kivi" else H2OCache(model.config, 24, 8, storage=storage)
+    assert cache.layers[1].keys is None and cache.layers[1].values is None
+    plain, kept = DynamicCache(config=model.config), []
+    with torch.no_grad():
+        model(ids, past_key_values=plain)
+        model(ids, past_key_values=cache)
+    for own, other in zip(cache.layers, plain.layers, strict=True):
+        kept.append(60 if kind == "kivi" else 32)
+        assert own.keys.shape == own.values.shape == (2, other.keys.shape[1], kept[-1], other.keys.shape[-1])
+        assert own.plain_bytes == 2 * 4 * other.keys.numel()
+        assert torch.allclose(own.keys[:, :, -8:], other.keys[:, :, -8:], atol=1e-5)  # in full precision
+        if kind == "kivi":
+            assert (own.values - other.values).abs().max() < 0.1 * other.values.abs().max()
+    cache.reset()
+    assert cache.layers[0].keys is None
 
 
 def test_layers_of_their_own_widths() -> None:
