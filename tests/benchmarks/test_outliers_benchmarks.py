@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import _outliers, outliers_compressed, outliers_peers, outliers_scaling, outliers_table, studies
 
@@ -115,6 +117,19 @@ def test_equal_settings_are_those_that_a_method_takes() -> None:
     assert outliers_peers.options_for("gcnae", True)["epoch"] == 2
 
 
+def test_rounding_moves_features_by_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphlossy.outliers import Radar, data
+
+    seen, args = [], argparse.Namespace(root=None, tiny=True)
+    fit = Radar.fit
+    monkeypatch.setattr(Radar, "fit", lambda self, graph: (seen.append(graph.x.clone()), fit(self, graph))[1])
+    found = outliers_peers.rounded(args, "synth_100")
+    x = data.load("synth_100").x
+    assert len(found) == 2 and all(0 <= auc <= 1 for auc in found) and not torch.equal(*seen)
+    for moved in seen:
+        assert ((moved == x.nextafter(x + 1)) | (moved == x.nextafter(x - 1))).all()
+
+
 def test_bars_of_the_peers_are_the_spread_of_the_seeds() -> None:
     def row(engine: str, *auc: float) -> dict:
         return {"dataset": "d", "method": "m", "engine": engine, "auc": spread(*auc), "seconds": spread(1.0),
@@ -122,8 +137,10 @@ def test_bars_of_the_peers_are_the_spread_of_the_seeds() -> None:
 
     cells = [{**row("native", 0.70, 0.72), "method": "conad"}, {**row("pygod", 0.80, 0.82), "method": "conad"}]
     data = {"cells": cells, "compared": outliers_peers.compare(cells, Path("none"), {"d": 2}), "bars": [],
-            "settings": {"seeds": {"d": 2}}, "machine": {"cpu": "c"}, "versions": {"torch": "t"}}  # fmt: skip
+            "settings": {"seeds": {"d": 2}}, "machine": {"cpu": "c"}, "versions": {"torch": "t"},
+            "rounding": {"d": [0.5, 0.25]}}  # fmt: skip
     page = studies.render("outliers_peers", data)
+    assert "2 times by chance, our AUC is 0.250 to 0.500 on d." in page
     assert (
         "| CONAD, PyGOD | 0.710 ± 0.014 | 0.810 ± 0.014 | -0.100 |" in page and "- CONAD: the paper's contrast" in page
     )

@@ -207,6 +207,23 @@ def test_a_run_of_other_settings_is_not_compared_in_silence(
     assert found.compare("csv").startswith("data set,")
 
 
+@pytest.mark.parametrize(
+    ("dataset", "method", "reason"),
+    [
+        ("inj_cora", "radar", "release"),
+        ("inj_cora", "gaan", "release"),
+        ("inj_amazon", "gaan", "unknown"),
+        ("books", "radar", "radar"),
+        ("inj_amazon", "dominant", "weight"),
+    ],
+)
+def test_why_a_cell_differs(dataset: str, method: str, reason: str) -> None:
+    found = results([record(dataset, method, n, 0.99) for n in range(20)])
+    (row,) = comparison(found)
+    assert (row.verdict, row.reason) == ("differs", reason)
+    assert f"{reason}: " in found.compare()
+
+
 def test_curves_and_exponents() -> None:
     found = {curve.label: curve.points for curve in curves(some(), "seconds")}
     assert found["LOF"] == [(1000.0, 1.0), (10000.0, 10.0), (100000.0, 100.0)] and "GAAN" not in found
