@@ -23,7 +23,7 @@ from graphlossy.outliers.runner.trial import new_record
 from graphlossy.outliers.table import METRICS, make_table, render
 
 TITLES = {"lof": "LOF", "dominant": "DOMINANT", "gaan": "GAAN", "norm": "Norm", "random": "Random", "if": "IF"}
-NODES = {"books": 1000, "inj_cora": 10_000, "my_graph": 100_000}
+NODES = {"books": 1000, "inj_cora": 10_000, "inj_amazon": 14_000, "my_graph": 100_000}
 
 
 def record(dataset: str, method: str, trial: int = 0, auc: float | None = None, **figures: Any) -> dict[str, Any]:
