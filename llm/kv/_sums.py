@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
 __all__ = ["attention_sums"]
 
-_CHUNK = 1 << 24  # weights at a time
+_CHUNK, _CHUNK_GPU = 1 << 20, 1 << 24  # weights at a time: 4 MB stay in the cache of a CPU, and GPUs want more
+_ROWS = 8  # queries at a time, at least: fewer make slow products
 
 
 def attention_sums(
@@ -28,25 +31,42 @@ def attention_sums(
         >>> attention_sums(torch.zeros(1, 2, 3, 8), torch.zeros(1, 1, 3, 8), None, 1.0)
         tensor([[[3.6667, 1.6667, 0.6667]]])
     """
-    batch, heads, queries, width = query.shape
+    batch, heads, queries, _ = query.shape
     shared, count = keys.shape[1:3]
+    group = heads // shared
     first = 0 if last is None else max(0, queries - last)
-    step = max(1, _CHUNK // max(1, batch * heads * count))
+    chunk = _CHUNK if keys.device.type == "cpu" else _CHUNK_GPU
+    rows = max(1, min(queries, max(_ROWS, chunk // max(1, group * count))))
+    heads_of_keys = min(shared, max(1, chunk // max(1, rows * group * count)))
+    samples = min(batch, max(1, chunk // max(1, rows * group * count * heads_of_keys)))
     total = keys.new_zeros((batch, shared, count), dtype=torch.float32)
-    columns = torch.arange(count, device=keys.device)
-    transposed = keys.float().transpose(-1, -2)
-    for start in range(first, queries, step):
-        part = query[:, :, start : start + step].float()
-        rows = part.shape[2]
-        grouped = part.reshape(batch, shared, heads // shared * rows, width)
-        scores = (grouped @ transposed * scaling).view(batch, shared, -1, rows, count)
+    if mask is not None:
+        mask = mask.unflatten(1, (min(shared, mask.shape[1]), -1)).expand(batch, -1, -1, -1, -1)
+    starts = range(first, queries, rows), range(0, batch, samples), range(0, shared, heads_of_keys)
+    for row, sample, head in product(*starts):
+        b, h = slice(sample, sample + samples), slice(head, head + heads_of_keys)
+        part = query[b, :, row : row + rows].unflatten(1, (shared, group))[:, h].float() * scaling
+        place = row + count - queries  # of the first of these queries
+        seen, end = None, min(count, place + rows)
+        if mask is not None:
+            seen = mask[b, h if mask.shape[1] > 1 else slice(None), :, row : row + rows]
+            end = count
+            if queries > 1:  # half of a prompt's mask is its future
+                columns = seen.flatten(0, -2).any(0).nonzero()
+                end = int(columns[-1]) + 1 if len(columns) else 1
+            seen = seen[..., :end]
+        scores = part.flatten(2, 3) @ keys[b, h, :end].float().transpose(-1, -2)
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
-        if mask is not None:
-            seen = mask[:, :, start : start + rows].unflatten(1, (min(shared, mask.shape[1]), -1))
+        scores = scores.unflatten(2, (group, -1))
+        if seen is not None:
+            scores.masked_fill_(~seen, torch.finfo(torch.float32).min)
+            counted = seen.any(-1).float().expand(part.shape[:-1])
         else:
-            place = torch.arange(start, start + rows, device=keys.device) + count - queries
-            seen = (columns <= place[:, None])[None, None, None]
-        weights = torch.softmax(scores.masked_fill(~seen, torch.finfo(torch.float32).min), -1)
-        total += weights.masked_fill(~seen, 0).sum((2, 3))
+            columns = torch.arange(place, end, device=keys.device)
+            later = columns > torch.arange(place, place + part.shape[3], device=keys.device)[:, None]
+            scores[..., place:].masked_fill_(later, torch.finfo(torch.float32).min)
+            counted = scores.new_ones(part.shape[:-1])
+        weights = torch.softmax(scores, -1).flatten(2, 3)
+        total[b, h, :end] += (counted.flatten(2, 3).unsqueeze(2) @ weights).squeeze(2)
     return total

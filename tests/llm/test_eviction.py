@@ -89,6 +89,28 @@ def test_h2o_keeps_what_a_direct_causal_computation_keeps(data: st.DataObject) -
             assert torch.equal(layer.values[row, h, first:], v[row, h, places])
 
 
+@pytest.mark.parametrize("chunk", [1, 500, 1 << 20])
+@pytest.mark.parametrize("kind", ["causal", "rows", "heads"])
+@pytest.mark.parametrize(("queries", "last"), [(1, None), (40, None), (40, 3)])
+def test_sums_are_those_of_the_whole_matrix(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, kind: str, queries: int, last: int | None
+) -> None:
+    monkeypatch.setattr(_sums, "_CHUNK", chunk)
+    monkeypatch.setattr(_sums, "_ROWS", 1 if chunk == 1 else 8)
+    q, k = torch.randn(3, 4, queries, 8), torch.randn(3, 2, 50, 8)
+    mask = None
+    seen = torch.ones(50, 50, dtype=torch.bool).tril()[-queries:].expand(3, 4, -1, -1)
+    if kind != "causal":
+        mask = torch.rand(3, 1 if kind == "rows" else 4, queries, 50) < 0.4
+        mask[0, :, -1] = False  # a query that sees nothing counts for nothing
+        mask[1, :, :, 20:] = False
+        seen = mask.expand(3, 4, -1, -1)
+    scores = (0.3 * q @ k.repeat_interleave(2, 1).mT).masked_fill(~seen, -torch.inf)
+    weights = scores.softmax(-1).nan_to_num(0.0)[:, :, -(last or queries) :]
+    wanted = weights.sum(2).unflatten(1, (2, 2)).sum(2)
+    assert torch.allclose(_sums.attention_sums(q, k, mask, 0.3, last=last), wanted, atol=1e-5)
+
+
 def test_looking_into_the_future_would_be_noticed() -> None:
     q, k, v = drawn(1, 60)
     layer = EvictingLayer(scorers.H2O(), Budget(8, 4))
