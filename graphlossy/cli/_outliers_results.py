@@ -36,7 +36,10 @@ def table_command(folder: Path, metrics: list[str], form: str) -> None:
 
     with user_errors(BenchmarkError):
         results = Results.read(folder)
-        click.echo("\n".join(results.table(metric, form) for metric in metrics), nl=False)
+        tables = [results.table(metric, form) for metric in metrics]
+        if form == "csv":  # one file: each line has its metric
+            tables = [tables[0], *(table.partition("\n")[2] for table in tables[1:])]
+        click.echo(("" if form == "csv" else "\n").join(tables), nl=False)
 
 
 @click.command(name="report", short_help="A page with tables and pictures.")

@@ -42,6 +42,7 @@ def score_command(data: str, method: str, out: Path, options: dict[str, Any], co
     """
     from graphlossy.core._memory import is_out_of_memory
     from graphlossy.outliers.runner import BenchmarkError
+    from graphlossy.outliers.runner.errors import one_line
     from graphlossy.outliers.runner.methods import own_name
     from graphlossy.outliers.score import check_ending, score, write_scores
 
@@ -52,14 +53,16 @@ def score_command(data: str, method: str, out: Path, options: dict[str, Any], co
     params = {**options.get("*", {}), **options.get(own_name(method), {})}
     if contamination is not None:
         params["contamination"] = contamination
-    with user_errors(BenchmarkError, ValueError, TypeError, OSError, ImportError, FloatingPointError):
+    kinds = (BenchmarkError, ValueError, TypeError, OSError, ImportError, FloatingPointError)
+    with user_errors(*kinds):
         check_ending(out)
         try:
             detector = score(data, method, params, seed, engine, root)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise BenchmarkError(f"{method} on {data} needs more memory than there is") from error
+        except kinds:
+            raise
+        except Exception as error:  # another library's may be of any kind
+            told = "needs more memory than there is" if is_out_of_memory(error) else f"failed: {one_line(error)}"
+            raise BenchmarkError(f"{method} on {data} {told}") from error
         about = {"data": data, "method": method, "engine": engine, "seed": seed, "params": params}
         write_scores(out, detector, about)
     flagged = int((detector.label_ != 0).sum())

@@ -10,7 +10,7 @@ parameter keeps the draws of its others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Protocol
 
 __all__ = ["PROTOCOLS", "derive_seed", "draw", "trial_count", "trial_params"]
@@ -98,9 +98,20 @@ def trial_params(
     return draw(method.search_space(dataset), seed, dataset, name, trial)
 
 
-def trial_count(method: type[Searchable], dataset: str, protocol: str, trials: int) -> int:
-    """How many of ``trials`` differ: one where a method neither draws parameters nor uses its seed."""
+def trial_count(
+    method: type[Searchable], dataset: str, protocol: str, trials: int, effective: Container[str] | None = None
+) -> int:
+    """How many of ``trials`` differ: one where a method neither draws parameters nor uses its seed.
+
+    Args:
+        method: class of the method.
+        dataset: name of the data set.
+        protocol: ``"bond"`` or ``"fixed"``.
+        trials: asked for.
+        effective: parameters that have an effect; None: all.
+    """
     if method.seeded:
         return trials
-    drawn = protocol == "bond" and any(len(choices) > 1 for choices in method.search_space(dataset).values())
+    spaces = method.search_space(dataset).items() if protocol == "bond" else ()
+    drawn = any(len(choices) > 1 and (effective is None or name in effective) for name, choices in spaces)
     return trials if drawn else 1

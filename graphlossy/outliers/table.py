@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphlossy.core.budget import format_bytes
 from graphlossy.outliers._labels import left_out
+from graphlossy.outliers._paper import PAPER
 from graphlossy.outliers.metrics import mean_and_spread
 from graphlossy.outliers.runner.errors import BenchmarkError
 from graphlossy.outliers.runner.methods import LEAK_ROWS, registry
@@ -200,6 +201,8 @@ def _notes(
                     f"{name} has no labels{left_out(facts[name]['note'])}, so there are no figures; the scores: "
                     "--save-scores, or the command score"
                 )
+        if metric == "auc":
+            notes += _inverted_notes(rows, datasets)
         notes += [
             f"{row.title} on {name}: in {cell.constant} of {cell.done} trials every node has the same score"
             for row in rows
@@ -213,6 +216,20 @@ def _notes(
                 more = f" (and {len(cell.reasons) - 1} other reasons)" if len(cell.reasons) > 1 else ""
                 notes.append(f"* {row.title} on {name}: {cell.done} done, {counts}: {cell.reasons[0]}{more}")
     return notes
+
+
+def _inverted_notes(rows: Sequence[Row], datasets: Sequence[str]) -> list[str]:
+    """Isolation Forest on the paper's data sets, where the paper has the AUC of scores that are high for inliers."""
+    found = []
+    for row in rows:
+        for name, cell in zip(datasets, row.cells, strict=True):
+            paper = PAPER.get(("if", name)) if row.method == "if" else None
+            if paper is not None and paper.mean is not None and cell is not None and cell.mean is not None:
+                found.append(
+                    f"{row.title} on {name}: the paper's {paper.mean} is of the inverted score; compare it with "
+                    f"{100 * (1 - cell.mean):.1f}, 100 minus ours"
+                )
+    return found
 
 
 def _leak_note(rows: Sequence[Row], column: int, name: str, metric: str) -> list[str]:

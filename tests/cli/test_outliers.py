@@ -70,6 +70,8 @@ def test_records_table_report_and_compare(study: Path) -> None:
     assert deep["saved_bytes"] > 0 and deep["epoch_seconds"] > 0
     done = call("table", study, "--metric", "auc,seconds", "--format", "markdown")
     assert done.exit_code == 0 and done.stdout.count("| LOF |") == 2 and "| *MaxRank* |" in done.stdout
+    lines = list(csv.reader(call("table", study, "--metric", "auc,seconds", "--format", "csv").stdout.splitlines()))
+    assert [line[4] for line in lines] == ["metric"] + ["auc"] * 7 + ["seconds"] * 7  # one header, no blank line
     done = call("report", study, "--out", study / "again.html")
     assert done.exit_code == 0 and (study / "again.html").read_text() == (study / "report.html").read_text()
     assert "no cell of this run is in the paper's table" in refused("compare", study)
@@ -242,6 +244,29 @@ def test_what_a_user_may_get_wrong_is_one_line(graph: Path, tmp_path: Path) -> N
     )
     done = call(*score, "--method", "GCNAE", "--set", "GCNAE.epoch=2")
     assert done.exit_code == 0 and (tmp_path / "a.csv").exists(), done.output
+
+
+def test_a_method_that_fails_in_its_own_way_is_one_line(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object, graph: object) -> None:
+        raise KeyError("of another\nlibrary")
+
+    monkeypatch.setattr("graphlossy.outliers.methods.degree.Degree._score", broken)
+    said = refused("score", graph, "--method", "degree", "--out", tmp_path / "a.csv")
+    assert "degree on" in said and "failed: KeyError: 'of another" in said and not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.slow
+def test_the_bare_command_runs_a_small_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call("run")
+    assert done.exit_code == 0 and "a quick look" in done.stderr, done.output
+    folder = tmp_path / "runs" / "outliers-quick"
+    records = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    assert {r["method"] for r in records} >= {*QUICK["methods"], "maxrank"}
+    assert {r["status"] for r in records} == {"done"} and (folder / "report.html").stat().st_size > 10_000
+    assert "DOMINANT" in done.stdout and "which needs no model" in done.stdout
 
 
 @pytest.mark.slow

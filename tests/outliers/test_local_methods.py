@@ -165,6 +165,8 @@ def test_colas_activation_is_prelu() -> None:
 
 
 def test_colas_default_batches() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 2, or 0 for all"):
+        CoLA(batch_size=1)  # a node would be told from itself
     assert (CoLA().batch_size, CoLA(context="neighborhood").batch_size, CoLA(batch_size=7).batch_size) == (300, 0, 7)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +97,13 @@ def test_what_is_refused(given: dict[str, Any], said: str) -> None:
         grid(**given)
 
 
+def test_a_module_that_fails_when_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torn_detector.py").write_text("class Torn(:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BenchmarkError, match="cannot import 'torn_detector:Torn': SyntaxError: "):
+        grid(methods=["torn_detector:Torn"])
+
+
 def test_an_own_class_stands_for_its_key() -> None:
     for method in ("lof", METHODS["lof"]):
         found = find_method(method)
@@ -145,6 +153,21 @@ def test_of_several_engines_each_runs_what_it_has(monkeypatch: pytest.MonkeyPatc
         grid(methods=["dominant", []], engines=["pyod", "native"])
     with pytest.raises(BenchmarkError, match="dominant has no option epochs; it has"):
         grid(methods=["dominant"], engines=["pyod"], options={"dominant": {"epochs": 3}})
+
+
+def test_of_another_engine_only_what_it_has_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphlossy.outliers import engines
+
+    monkeypatch.setattr(engines, "available", lambda: {"native": "1", "pyod": "3"})
+    made = grid(methods=["radar", "dominant"], engines=["native", "pyod"], options={"*": {"weight_decay": 0.5}})
+    trials: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for trial in made.trials:
+        trials.setdefault((trial.method, trial.engine), []).append(trial.params)
+    assert len(trials["radar", "native"]) > 1 and {"solver", "beta", "lr"} <= set(trials["radar", "native"][0])
+    assert trials["radar", "pyod"] == [{}]  # nothing that is drawn reaches it, so that one trial is all trials
+    ours, theirs = trials["dominant", "native"], trials["dominant", "pyod"]
+    assert all(params["weight_decay"] == 0.5 for params in ours) and all("weight_decay" not in p for p in theirs)
+    assert [params["lr"] for params in theirs] == [params["lr"] for params in ours]
 
 
 def test_the_key_of_a_trial() -> None:

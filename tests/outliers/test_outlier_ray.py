@@ -65,6 +65,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module that does what the pool asks of Ray."""
     fake: Any = types.ModuleType("ray")
     fake.made, fake.killed, fake.up = [], [], False
+    fake.machines = [{"CPU": 3.0}]
 
     def make(settings: dict[str, Any]) -> Actor:
         fake.made.append(Actor(Host(settings)))
@@ -78,7 +79,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake.is_initialized = lambda: fake.up
     fake.init = lambda **options: setattr(fake, "up", True)
     fake.shutdown = lambda: setattr(fake, "up", False)
-    fake.cluster_resources = lambda: {"CPU": 3.0}
+    fake.nodes = lambda: [{"Alive": bool(free), "Resources": free} for free in fake.machines]
     fake.remote = lambda **options: lambda cls: types.SimpleNamespace(remote=make)
     fake.wait = lambda promises, num_returns: (promises[:1], promises[1:])
     fake.get, fake.kill, fake.exceptions = get, fake.killed.append, types.SimpleNamespace(RayError=RayError)
@@ -109,6 +110,43 @@ def test_a_cluster_that_was_there_before_stays(ray: Any) -> None:
     ray.up = True
     ray_pool.RayPool(SETTINGS).close()
     assert ray.up
+
+
+def test_no_more_actors_than_the_machines_have_room_for(ray: Any) -> None:
+    ray.machines = [{"CPU": 3.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0}, {}]
+    two = {**SETTINGS, "threads": 2}
+    assert ray_pool.RayPool(SETTINGS).jobs == 9
+    assert ray_pool.RayPool(two).jobs == 3  # not 9 // 2
+    assert ray_pool.RayPool(two, gpu=True).jobs == 1
+    ray.up = False
+    for arguments, text in (
+        ((two, 4), "room for 3 actors of 2 CPU each on one machine, 4 asked for"),
+        (({**SETTINGS, "threads": 4},), "room for 0 actors of 4 CPU each on one machine, at least 1 asked for"),
+        ((two, 2, True), "room for 1 actors of 2 CPU and 1 GPU each on one machine, 2 asked for"),
+    ):
+        with pytest.raises(BenchmarkError, match=text):
+            ray_pool.RayPool(*arguments)
+        assert not ray.up
+
+
+def test_the_last_machine_is_lost(ray: Any) -> None:
+    trials = [Trial("toy", "toy", "random", "native", n, n) for n in range(3)]
+    ray.machines = [{"CPU": 1.0}]
+    with ray_pool.RayPool(SETTINGS) as pool:
+        ran = pool.run(trials, Observer())
+        assert [next(ran)[0]["status"] for _ in range(2)] == ["done", "failed"]
+        ray.machines = [{}]
+        with pytest.raises(BenchmarkError, match="no machine of the cluster is left"):
+            next(ran)
+
+
+def test_a_cluster_that_does_not_answer(ray: Any) -> None:
+    def init(**options: Any) -> None:
+        raise ConnectionError("no node at 10.0.0.1:6379\nmore")
+
+    ray.init = init
+    with pytest.raises(BenchmarkError, match="Ray cannot be reached: no node at 10.0.0.1:6379$"):
+        ray_pool.RayPool(SETTINGS)
 
 
 @pytest.mark.slow

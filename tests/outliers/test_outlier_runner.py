@@ -21,10 +21,11 @@ from graphlossy.outliers.data import save_npz
 from graphlossy.outliers.runner import BenchmarkError, Observer, Results, benchmark
 from graphlossy.outliers.runner.bars import GridBars
 from graphlossy.outliers.runner.benchmark import _pool
+from graphlossy.outliers.runner.errors import one_line
 from graphlossy.outliers.runner.grid import Trial, label_of, make_grid
 from graphlossy.outliers.runner.limits import Limits
 from graphlossy.outliers.runner.pool import LocalPool
-from graphlossy.outliers.runner.trial import Loaded, new_record, one_line, run_trial
+from graphlossy.outliers.runner.trial import Loaded, new_record, run_trial
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX processes")
 

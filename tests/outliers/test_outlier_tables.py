@@ -222,6 +222,17 @@ def test_why_a_cell_differs(dataset: str, method: str, reason: str) -> None:
     (row,) = comparison(found)
     assert (row.verdict, row.reason) == ("differs", reason)
     assert f"{reason}: " in found.compare()
+    (other,) = comparison(results(found.records, options={"*": {"epoch": 1, "n_neighbors": 3}}, protocol="fixed"))
+    assert (other.verdict, other.reason) == ("differs", "settings")  # whatever is known of the paper's figure
+
+
+def test_the_papers_inverted_row_is_told_where_it_would_be_compared() -> None:
+    found = results(
+        [record("inj_cora", "if", auc=0.37), record("my_graph", "if", auc=0.4), record("books", "lof", auc=0.4)]
+    )
+    (note,) = [note for note in make_table(found).notes if "inverted" in note]
+    assert note.startswith("IF on inj_cora: the paper's 64.4") and note.endswith("compare it with 63.0, 100 minus ours")
+    assert not [note for note in make_table(found, "seconds").notes if "inverted" in note]
 
 
 def test_curves_and_exponents() -> None:

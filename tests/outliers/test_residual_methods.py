@@ -11,6 +11,7 @@ from graphlossy.outliers._checks import Graph, prepare
 from graphlossy.outliers.methods import ANOMALOUS, Radar
 from graphlossy.outliers.methods._features import Features
 from graphlossy.outliers.methods._laplacian import Laplacian
+from graphlossy.outliers.methods.radar import inverse_beside_identity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -141,6 +142,22 @@ def test_hard_graphs_give_finite_scores(detector: Radar | ANOMALOUS) -> None:
     empty = torch.empty(2, 0, dtype=torch.long)
     for x in (torch.randn(6, 3), torch.zeros(6, 3), torch.ones(1, 2)):
         assert bool(detector.fit(Data(x=x, edge_index=empty)).decision_score_.isfinite().all())
+
+
+def test_radar_takes_equal_columns_of_large_numbers() -> None:
+    """Beside their squares the identity is lost, and the matrix to be inverted has no Cholesky factor in float64."""
+    graph = example(100, 1)
+    times = 1.7e9 + 86_400 * torch.arange(100.0, dtype=torch.float64)
+    gram = torch.full((2, 2), float(times.square().sum()), dtype=torch.float64)
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(gram + torch.eye(2))
+    half = torch.full((2, 2), 0.5, dtype=torch.float64)  # what is left of I - (1 1^T) g / (1 + 2 g)
+    assert torch.allclose(inverse_beside_identity(gram), torch.eye(2) - half, atol=1e-6)
+    well = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    assert torch.allclose(inverse_beside_identity(well) @ (well + torch.eye(2)), torch.eye(2, dtype=torch.float64))
+    edges = graph.edge_index
+    scores = Radar().fit(Data(x=times[:, None].repeat(1, 2).float(), edge_index=edges)).decision_score_
+    assert bool(scores.isfinite().all())
 
 
 def test_progress_is_reported() -> None:

@@ -13,7 +13,7 @@ from graphlossy.outliers.engines import _adapter, pygod, pyod
 from graphlossy.outliers.methods import METHODS as NATIVE
 from graphlossy.outliers.methods import make_method
 
-__all__ = ["METHODS", "available", "make"]
+__all__ = ["METHODS", "available", "make", "takes"]
 
 METHODS: dict[str, tuple[str, ...]] = {
     "native": tuple(NATIVE),
@@ -32,6 +32,19 @@ def available() -> dict[str, str | None]:
     import graphlossy
 
     return {"native": graphlossy.__version__, "pygod": _adapter.installed("pygod"), "pyod": _adapter.installed("pyod")}
+
+
+def takes(engine: str, method: str) -> set[str]:
+    """Names of our constructor arguments, but for the seed, that have an effect with an engine.
+
+    Example:
+        >>> "weight_decay" in takes("pygod", "dominant"), "weight_decay" in takes("pyod", "dominant")
+        (True, False)
+    """
+    if engine == "native":
+        return _adapter.native_arguments(method)
+    specs = {"pygod": pygod.SPECS, "pyod": pyod.SPECS}[engine]
+    return {*specs[method].names, "contamination"}
 
 
 def make(engine: str, method: str, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Detector:

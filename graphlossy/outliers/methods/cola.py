@@ -95,7 +95,8 @@ class CoLA(SampledDetector):
         subgraph_size: c, slots of a walk's subgraph, the target included, at least 2.
         restart: probability of a walk's return to its target, in [0, 1).
         rounds: draws that are averaged for the scores.
-        batch_size: nodes of a step, 0 for all of them at once. None: 300, the paper's, for ``context="walk"``, else 0.
+        batch_size: nodes of a step, 0 for all of them at once, at least 2 of walks. None: 300, the paper's, for
+            ``context="walk"``, else 0.
         num_neighbors: neighbours drawn for a node in each layer, -1 for all; ``context="neighborhood"`` in batches.
         lr: step size of Adam.
         epoch: passes over the nodes.
@@ -134,6 +135,8 @@ class CoLA(SampledDetector):
         if batch_size is None:
             batch_size = 300 if context == "walk" else 0
         super().__init__(batch_size=batch_size, **options)
+        if context == "walk" and batch_size == 1:
+            raise ValueError("batch_size must be at least 2, or 0 for all: a node is compared with another of its step")
         self.context = context
         self.subgraph_size = check_number("subgraph_size", subgraph_size, 2, integer=True)
         self.restart = float(check_number("restart", restart, 0, 1))

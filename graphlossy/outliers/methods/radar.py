@@ -114,8 +114,7 @@ class Radar(Detector):
         weigh_w = ones  # the diagonal of D_W
         for step in range(self.max_iter):
             scale = 1 / (self.alpha * weigh_w).unsqueeze(1)
-            inner = torch.eye(x.size(1), dtype=torch.float64) + features.transposed_times(scale * x)
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(inner))
+            inverse = inverse_beside_identity(features.transposed_times(scale * x))
             explained = x - residual
             # W = (alpha D_W)^-1 X (I + G)^-1 (X - R)^T; only its row norms are needed.
             between = inverse @ (explained.t() @ explained) @ inverse
@@ -158,6 +157,15 @@ class Radar(Detector):
                 product[rows] = features.before(w[rows])
             adam_step(r, smooth.mul_(2 * self.gamma).sub_(error), moments[2], moments[3], step, self.lr)
         return r
+
+
+def inverse_beside_identity(gram: Tensor) -> Tensor:
+    """(I + G)^-1 of a positive semidefinite G, also where the 1 is lost beside G's entries."""
+    factor, failed = torch.linalg.cholesky_ex(gram + torch.eye(len(gram), dtype=gram.dtype))
+    if not failed:
+        return torch.cholesky_inverse(factor)
+    values, vectors = torch.linalg.eigh(gram)
+    return (vectors / (1 + values.clamp(min=0))) @ vectors.t()
 
 
 def adam_step(value: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: int, lr: float) -> None:

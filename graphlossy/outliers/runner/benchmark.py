@@ -12,7 +12,7 @@ from typing import Any
 
 from graphlossy.core.budget import parse_bytes
 from graphlossy.outliers.runner.bars import GridBars
-from graphlossy.outliers.runner.errors import BenchmarkError
+from graphlossy.outliers.runner.errors import BenchmarkError, one_line
 from graphlossy.outliers.runner.grid import Grid, Trial, make_grid
 from graphlossy.outliers.runner.limits import Limits
 from graphlossy.outliers.runner.observer import Observer
@@ -113,7 +113,7 @@ def benchmark(
         seed: of the whole run.
         out: folder of the results; None: they are returned and not kept.
         jobs: worker processes; ``"auto"``: as many as there are cores for this process; ``"ray"`` or ``"ray:N"``: N
-            actors of a Ray cluster.
+            actors of a Ray cluster, each with ``threads`` cores, and a GPU of its own where ``device`` asks for one.
         time_limit: seconds of one fit; beyond it the trial is recorded as TLE.
         memory_limit: bytes, or a text such as ``"4GiB"``, above the process before the fit; beyond it OOM.
         engine: whose implementations: ``"native"``, ``"pygod"``, ``"pyod"``, or several.
@@ -166,7 +166,9 @@ def benchmark(
         }
         pool = stack.enter_context(
             _pool(
-                jobs, {"limits": limits, "threads": threads, "root": None if root is None else str(root), "seed": seed}
+                jobs,
+                {"limits": limits, "threads": threads, "root": None if root is None else str(root), "seed": seed},
+                gpu=any(str(trial.params.get("device", "cpu")).startswith("cuda") for trial in grid.trials),
             )
         )
         folder = stack.enter_context(RunFolder(None if out is None else Path(out), settings))
@@ -208,6 +210,8 @@ def _try_out(grid: Grid, here: bool) -> None:
                 make(trial, {name: value for name, value in trial.params.items() if here or name != "device"})
             except (TypeError, ValueError) as error:
                 raise BenchmarkError(f"{trial.method}: {error}") from None
+            except Exception as error:
+                raise BenchmarkError(f"{trial.method} cannot be made: {one_line(error)}") from None
 
 
 def _probing_order(grid: Grid, left: Sequence[Trial]) -> dict[str, str]:
@@ -259,7 +263,7 @@ def _as_sources(datasets: Sequence[str] | Mapping[str, Any] | str) -> Iterator[l
         yield [str(source) for source in datasets]
 
 
-def _pool(jobs: int | str, settings: dict[str, Any]) -> Any:
+def _pool(jobs: int | str, settings: dict[str, Any], gpu: bool = False) -> Any:
     if jobs == "auto":
         jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not isinstance(jobs, str):
@@ -269,7 +273,7 @@ def _pool(jobs: int | str, settings: dict[str, Any]) -> Any:
     kind, _, number = jobs.partition(":")
     if kind != "ray" or (number and not number.isdigit()) or number == "0":
         raise BenchmarkError(f"jobs must be a number of processes, 'auto', 'ray' or 'ray:N'; got {jobs!r}")
-    return RayPool(settings, int(number) if number else None)
+    return RayPool(settings, int(number) if number else None, gpu)
 
 
 def _seconds(limit: float | None) -> float | None:

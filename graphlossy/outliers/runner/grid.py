@@ -38,7 +38,7 @@ class Trial:
         engine: whose implementation.
         trial: number, from 0.
         seed: from 0 to 2^31 - 1; follows from the run's seed and the four above without ``engine``.
-        params: constructor arguments.
+        params: constructor arguments that the engine has.
         target: import path of a class that is no part of graphlossy.
     """
 
@@ -134,17 +134,34 @@ def make_grid(
             engine,
             number,
             derive_seed(seed, label, method.name, number),
-            {
-                **trial_params(method.cls, method.name, label, number, protocol, seed),
-                **overrules.get((method.name, engine), {}),
-            },
+            _effective(
+                {
+                    **trial_params(method.cls, method.name, label, number, protocol, seed),
+                    **overrules.get((method.name, engine), {}),
+                },
+                known,
+            ),
             method.target,
         )
         for label, source in sources.items()
-        for method, engine in rows
-        for number in range(trial_count(method.cls, label, protocol, trials))
+        for method, engine, known in ((method, engine, _takes(method, engine)) for method, engine in rows)
+        for number in range(trial_count(method.cls, label, protocol, trials, known))
     ]
     return Grid(cells, sources, {method.name: method.title for method, _ in rows})
+
+
+def _takes(method: Method, engine: str) -> set[str] | None:
+    """Parameters that another engine has a counterpart of; None of our own, which has all."""
+    if engine == "native":
+        return None
+    from graphlossy.outliers import engines
+
+    return engines.takes(engine, method.name)
+
+
+def _effective(params: dict[str, Any], known: set[str] | None) -> dict[str, Any]:
+    """Those that change something: a record must not tell of others."""
+    return {name: value for name, value in params.items() if known is None or name in known}
 
 
 def _rows(methods: Sequence[str | type] | None, engines: Sequence[str]) -> list[tuple[Method, str]]:

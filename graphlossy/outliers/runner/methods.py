@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graphlossy.outliers.runner.errors import BenchmarkError
+from graphlossy.outliers.runner.errors import BenchmarkError, one_line
 
 __all__ = [
     "LEAK_ROWS", "Method", "accepted_options", "check_names", "check_options", "find_method", "import_class",
@@ -104,8 +104,8 @@ def import_class(target: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BenchmarkError(f"cannot import {target!r}: {error}") from None
+    except Exception as error:  # whatever a user's module does when it is imported
+        raise BenchmarkError(f"cannot import {target!r}: {one_line(error)}") from None
     lacking = [name for name in ("name", "fit", "seeded", "search_space", "fixed") if not hasattr(found, name)]
     if not isinstance(found, type) or lacking:
         raise BenchmarkError(

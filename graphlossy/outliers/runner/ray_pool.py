@@ -42,13 +42,14 @@ class RayPool:
 
     Args:
         settings: ``threads``, ``root``, ``seed`` and ``limits`` of the run.
-        jobs: number of actors; None: as many as the cluster has cores for.
+        jobs: number of actors; None: as many as the cluster has room for.
+        gpu: whether each actor gets a GPU of its own.
 
     Raises:
-        BenchmarkError: Ray is not installed.
+        BenchmarkError: Ray is not installed or cannot be reached, or its machines have no room for that many actors.
     """
 
-    def __init__(self, settings: dict[str, Any], jobs: int | None = None) -> None:
+    def __init__(self, settings: dict[str, Any], jobs: int | None = None, gpu: bool = False) -> None:
         try:
             import ray  # type: ignore[import-not-found, unused-ignore]
         except ImportError:
@@ -56,13 +57,24 @@ class RayPool:
         self._ray: Any = ray
         self._started = not ray.is_initialized()
         if self._started:
-            ray.init(log_to_driver=False, include_dashboard=False)
-        threads = settings["threads"]
-        self.jobs = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
-        self.settings = settings
-        self._actor = ray.remote(num_cpus=threads)(Host)
+            try:
+                ray.init(log_to_driver=False, include_dashboard=False)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise BenchmarkError(f"Ray cannot be reached: {_first_line(error)}") from None
+        self._needs = {"CPU": settings["threads"], "GPU": int(gpu)}
         self._idle: list[Any] = []
         self._actors: list[Any] = []
+        room = self._room()
+        self.jobs = jobs or room
+        if not 0 < self.jobs <= room:
+            self.close()
+            wanted = " and ".join(f"{number} {kind}" for kind, number in self._needs.items() if number)
+            raise BenchmarkError(
+                f"the cluster has room for {room} actors of {wanted} each on one machine, {jobs or 'at least 1'} asked "
+                "for; ask for fewer jobs or threads"
+            )
+        self.settings = settings
+        self._actor = ray.remote(num_cpus=self._needs["CPU"], num_gpus=self._needs["GPU"])(Host)
 
     def probe(self, sources: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """Loads each data set once and says what it is.
@@ -113,10 +125,20 @@ class RayPool:
                 self._idle.append(actor)
             except self._ray.exceptions.RayError as error:  # its machine is gone, or it could not start
                 self._actors.remove(actor)
-                text = (str(error).strip() or type(error).__name__).splitlines()[0]
-                yield task, ("lost", f"{task[1] if task[0] == 'probe' else 'its machine was lost'}: {text}")
+                what = task[1] if task[0] == "probe" else "its machine was lost"
+                yield task, ("lost", f"{what}: {_first_line(error)}")
+                # An actor that no machine has room for would be waited for without end.
+                self.jobs = min(self.jobs, self._room())
+                if waiting and not self._actors and not self.jobs:
+                    raise BenchmarkError("no machine of the cluster is left; run the same again to go on") from None
                 continue
             yield task, (value if task[0] == "probe" else ("done", value))
+
+    def _room(self) -> int:
+        """Actors that fit; each is on one machine."""
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        needs = [(kind, number) for kind, number in self._needs.items() if number]
+        return sum(min(int(free.get(kind, 0)) // number for kind, number in needs) for free in alive)
 
     def _take(self) -> Any:
         if self._idle:
@@ -124,3 +146,7 @@ class RayPool:
         actor = self._actor.remote(self.settings)
         self._actors.append(actor)
         return actor
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,7 +7,6 @@ import hashlib
 import math
 import platform
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -16,11 +15,12 @@ from typing import Any
 
 from graphlossy.core._memory import is_out_of_memory
 from graphlossy.core._peak import PeakMeter
+from graphlossy.outliers.runner.errors import one_line
 from graphlossy.outliers.runner.grid import Trial
 from graphlossy.outliers.runner.limits import Limits, address_limit
 from graphlossy.outliers.runner.methods import accepted_options, find_method, import_class
 
-__all__ = ["Loaded", "load_source", "new_record", "one_line", "run_trial", "shown", "warm_up"]
+__all__ = ["Loaded", "load_source", "new_record", "run_trial", "shown", "warm_up"]
 
 Record = dict[str, Any]
 _EMPTY: Record = {
@@ -184,14 +184,6 @@ def warm_up(trial: Trial) -> None:
             make(trial, params).fit(ring)
         except Exception:  # the trial itself will say what is wrong
             pass
-
-
-def one_line(error: BaseException) -> str:
-    """Kind, first line of the text, and the place in the code, of an exception."""
-    text = (str(error).strip() or "no message").splitlines()[0][:500]
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text}{where}"
 
 
 def shown(value: Any) -> str:

@@ -76,7 +76,8 @@ class _State:
             self._send("refused", _refusal(label, error))
 
     def trial(self, trial: Trial) -> None:
-        from graphlossy.outliers.runner.trial import new_record, one_line, run_trial, warm_up
+        from graphlossy.outliers.runner.errors import one_line
+        from graphlossy.outliers.runner.trial import new_record, run_trial, warm_up
 
         try:
             loaded = self._data(trial.source)
@@ -120,6 +121,6 @@ def _refusal(label: str, error: Exception) -> str:
     if isinstance(error, (ValueError, OSError, TypeError, ImportError, KeyError)):
         text = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
         return text if label in text else f"{label}: {text}"
-    from graphlossy.outliers.runner.trial import one_line
+    from graphlossy.outliers.runner.errors import one_line
 
     return f"{label}: {one_line(error)}"
