@@ -56,7 +56,7 @@ def peers(data: dict[str, Any]) -> Iterator[str]:
                 f"{titles()[row['method']]}, {ENGINES[row['engine']]}", _mean(ours), _mean(theirs),
                 "" if row["auc"] is None else f"{row['auc']['difference']:+.3f}",
                 *(_number(row[name], ".2f") for name in ("rank_correlation", "own_rank_correlation")),
-                *(_number(row[f"{name}_ratio"], ".1f") for name in ("seconds", "peak_bytes")),
+                _number(row["peak_bytes_ratio"], ".1f"),
             ])  # fmt: skip
         seeds = data["settings"]["seeds"][dataset]
         head = [
@@ -67,7 +67,7 @@ def peers(data: dict[str, Any]) -> Iterator[str]:
             "rank correlation",
             "theirs with itself",
         ]
-        yield markdown([*head, "x our time", "x our memory"], rows)
+        yield markdown([*head, "x our memory"], rows) + _leak_line(data, dataset)
     apart = [row for row in data["compared"] if row["auc"] and abs(row["auc"]["difference"]) > row["auc"]["spread"]]
     known = {row["method"]: row["why"] for row in apart if row["engine"] == "pygod" and row["why"]}
     if known:
@@ -81,6 +81,12 @@ def peers(data: dict[str, Any]) -> Iterator[str]:
             f"What rounding alone does to Radar: with features moved to a number next to them, {runs} times by chance, "
             f"our AUC is {', '.join(told)}."
         )
+
+
+def _leak_line(data: dict[str, Any], dataset: str) -> str:
+    """What needs no model, below a table of one data set."""
+    told = ", ".join(f"{name} {auc:.3f}" for name, auc in data["leak"][dataset].items())
+    return f"\n\nWithout a model: {told}."
 
 
 def _mean(row: dict[str, Any]) -> str:
@@ -128,12 +134,30 @@ def compressed(data: dict[str, Any]) -> Iterator[str]:
             saved = low["saved_bytes"]
             rows.append([
                 titles()[row["method"]], _mean(exact), _mean(low),
-                "" if row["auc"] is None else f"{row['auc']['difference']:+.4f}",
+                *("" if row[name] is None else f"{row[name]['difference']:+.4f}" for name in ("auc", "auc_8_bits")),
                 "" if saved is None else f"{low['plain_bytes']['median'] / 1e6:.2f} MB",
                 "" if saved is None else f"{saved['median'] / 1e6:.2f} MB", _number(row["times_fewer_bytes"], ".1f"),
             ])  # fmt: skip
-        head = [f"{dataset}, {data['settings']['seeds']} seeds", "AUC, exact", "AUC, 2 bits", "difference"]
-        yield markdown([*head, "saved, exact", "saved, 2 bits", "x fewer"], rows)
+        seeds = data["settings"]["seeds"][dataset]
+        head = [f"{dataset}, {seeds} seeds", "AUC, exact", "AUC, 2 bits", "difference", "of 8 bits"]
+        yield markdown([*head, "saved, exact", "saved, 2 bits", "x fewer"], rows) + _leak_line(data, dataset)
+    apart = [row for row in data["compared"] if row["auc_8_bits"]]
+    if apart:
+        yield "Beyond the spread of the seeds at 2 bits, and what 8 bits do there:\n\n" + "\n".join(map(_apart, apart))
+    known = {titles()[row["method"]]: row["why"] for row in data["compared"] if row["why"]}
+    if known:
+        told = "\n".join(f"- {title}: {why}." for title, why in known.items())
+        yield f"Fewer than the bytes asked for are saved, and why:\n\n{told}"
+
+
+def _apart(row: dict[str, Any]) -> str:
+    two, eight = row["auc"], row["auc_8_bits"]
+    within = abs(eight["difference"]) <= eight["spread"]
+    cause = "the noise of two bits" if within else "any other rounding: 8 bits move it as well"
+    return (
+        f"- {titles()[row['method']]} on {row['dataset']}: AUC {two['difference']:+.4f} at 2 bits, "
+        f"{eight['difference']:+.4f} at 8 bits, spread {two['spread']:.4f}. It is {cause}."
+    )
 
 
 def picture(data: dict[str, Any], path: Path) -> None:

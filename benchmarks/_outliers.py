@@ -12,7 +12,9 @@ import numpy as np
 
 from benchmarks import _report
 
-__all__ = ["add_options", "cell", "clear", "difference", "method_list", "rank_correlation", "run", "summarize"]
+__all__ = [
+    "add_options", "cell", "clear", "difference", "leak_rows", "method_list", "rank_correlation", "run", "summarize",
+]  # fmt: skip
 
 SEED = 0
 Record = dict[str, Any]
@@ -67,6 +69,12 @@ def cell(args: argparse.Namespace, dataset: str, method: str, trials: int, **res
     results = run(args, [dataset], [method], trials, protocol="fixed", **rest)
     records = [record for record in results.records if record["method"] == method]
     return records, results.datasets[records[0]["dataset"]]
+
+
+def leak_rows(args: argparse.Namespace, dataset: str) -> dict[str, float]:
+    """AUC of the rows that need no model, by their printed names; nothing is kept."""
+    results = run(args, [dataset], ["degree"], 1, protocol="fixed")
+    return {results.titles[record["method"]]: record["auc"] for record in results.records}
 
 
 def summarize(records: Sequence[Record]) -> list[dict[str, Any]]:

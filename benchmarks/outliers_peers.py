@@ -1,4 +1,4 @@
-"""Our outlier detectors beside PyGOD's and PyOD's at equal settings: AUC, ranks, seconds and peak memory over seeds."""
+"""Our outlier detectors beside PyGOD's and PyOD's at equal settings: AUC, ranks and peak memory over seeds."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def compare(rows: list[dict[str, Any]], folder: Any, seeds: dict[str, int]) -> l
         if engine == "native" or ours is None:
             continue
         row = {"dataset": dataset, "method": method, "engine": engine, "auc": _outliers.difference(ours, theirs)}
-        for name in ("seconds", "peak_bytes"):
-            both = ours[name] and theirs[name] and ours[name]["median"] > 0
-            row[f"{name}_ratio"] = theirs[name]["median"] / ours[name]["median"] if both else None
+        ours_peak, theirs_peak = ours["peak_bytes"], theirs["peak_bytes"]
+        both = ours_peak and theirs_peak and ours_peak["median"] > 0
+        row["peak_bytes_ratio"] = theirs_peak["median"] / ours_peak["median"] if both else None
         for name, pair in (("rank_correlation", ("native", engine)), ("own_rank_correlation", (engine, engine))):
             row[name] = _outliers.rank_correlation(folder / method, dataset, method, pair, seeds[dataset])
         row["status"], row["why"] = theirs["status"], WHY.get(method) if engine == "pygod" else "another model"
@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     settings |= {"time_limit": args.time_limit, "memory_limit": args.memory_limit, "engines": installed}
     data = _report.header("outliers_peers", settings)
     data["rounding"] = _report.earlier(args.out, dict(data), args.fresh).get("rounding", {})
+    data["leak"] = {name: _outliers.leak_rows(args, name) for name in datasets}
     for name in set(engines.METHODS) - set(installed):
         print(f"{name} is not installed and left out")
     records: list[dict[str, Any]] = []
@@ -150,11 +151,10 @@ def main(argv: list[str] | None = None) -> None:
     for row in data["compared"]:
         auc = row["auc"]
         shown = "-" if auc is None else f"AUC {auc['difference']:+.4f} (spread {auc['spread']:.4f})"
-        times = "" if row["seconds_ratio"] is None else f", {row['seconds_ratio']:.1f}x our time"
         memory = "" if row["peak_bytes_ratio"] is None else f", {row['peak_bytes_ratio']:.1f}x our memory"
         apart = auc is not None and abs(auc["difference"]) > auc["spread"]
         why = f"; {row['why']}" if apart and row["why"] else ""
-        print(f"{row['dataset']:10} {row['method']:11} {row['engine']:6} ours - theirs: {shown}{times}{memory}{why}")
+        print(f"{row['dataset']:10} {row['method']:11} {row['engine']:6} ours - theirs: {shown}{memory}{why}")
     _report.print_bars(data["bars"])
 
 
