@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 __all__ = [
     "RESULTS",
     "bar",
+    "digest",
     "earlier",
     "header",
     "machine",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 RESULTS = Path(__file__).parent / "results"
+_LANGUAGE = ("transformers", "optimum-quanto", "hqq")  # what figures of language models depend on, if it is there
 
 
 def parser(description: str, examples: str, out: str) -> argparse.ArgumentParser:
@@ -76,23 +79,40 @@ def _memory_gib() -> float | None:
         return None
 
 
-def versions(device: str = "cpu") -> dict[str, Any]:
-    """Versions of what the figures depend on, and whether graphlossy's compiled kernels were in use."""
+def versions(device: str = "cpu", others: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions of what the figures depend on, and whether graphlossy's compiled kernels were in use.
+
+    Args:
+        device: whose kernels.
+        others: more packages; those that are not installed are left out.
+    """
     from graphlossy.core import kernel_status
 
     found: dict[str, Any] = {"python": platform.python_version(), "os": platform.system()}
     found["kernels"] = "compiled" if kernel_status()[device]["live"] else "reference"
-    for name in ("graphlossy", "torch", "torch-geometric", "numpy"):
+    for name in ("graphlossy", "torch", "torch-geometric", "numpy", *others):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
+            if name not in others:
+                found[name] = None
     return found
 
 
 def header(benchmark: str, settings: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
     """The first keys of a result file."""
-    return {"benchmark": benchmark, "machine": machine(device), "versions": versions(device), "settings": settings}
+    others = _LANGUAGE if benchmark.startswith(("gpu", "kv_", "llm_")) else ()
+    found = {"benchmark": benchmark, "machine": machine(device), "versions": versions(device, others)}
+    return {**found, "settings": settings}
+
+
+def digest(files: Iterable[Path]) -> str:
+    """12 hexadecimal digits of the names and contents of files: in the settings of a run, they tell code apart."""
+    made = hashlib.sha256()
+    for file in sorted(files):
+        content = file.read_bytes()
+        made.update(f"{file.name} {len(content)}\n".encode() + content)
+    return made.hexdigest()[:12]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

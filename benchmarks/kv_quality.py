@@ -31,8 +31,8 @@ alone. Rows of transformers need optimum-quanto or hqq; one that is not installe
 run goes on with the texts that are missing. Bits of a number of 8,192 tokens are those of graphlossy.llm.plan_cache."""
 
 SCHEMES = (
-    "8bit", "4bit", "4bit-w16", "4bit-w16-s0", "k4v3-r-w16", "k4v2-w80", "k4v2-r-w32", "k4v2-r-w80", "2bit", "2bit-w32",
-    "2bit-r-w80",
+    "8bit", "4bit", "4bit-w16", "4bit-w16-s0", "k4v3-r-w16", "k4v2-w80", "k4v2-r-w32", "k4v2-r-w80", "3bit-r-w80",
+    "2bit", "2bit-w32", "2bit-r-w80",
     "h2o-p:0.25:0.25", "h2o-p:0.25:0.25+4bit-w16", "h2o-p:0.1:0.1", "streaming-p:4:0.197", "streaming-p:0:0.2",
     "tova-p:0.1:0.1", "snapkv:0.1:0.1", "expected:0.1:0.1", "knorm-p:0.1:0.1", "h2o:0.1:0.1", "h2o:0.25:0.25+4bit-w16",
     "streaming:4:0.197", *PEERS,

@@ -15,7 +15,7 @@ from benchmarks import _report
 from benchmarks._kv_peers import PEERS, installed
 from benchmarks._llm import load
 
-__all__ = ["bars", "main", "summarize"]
+__all__ = ["bars", "main", "source", "summarize"]
 
 EXAMPLES = """\
   python -m benchmarks.kv_speed --model DIR                   SmolLM2-135M; 40 minutes on a quiet machine
@@ -27,7 +27,7 @@ round, so that what else the machine does meets all; a figure is the mean over t
 the plain float32 cache in the same round, both with torch's own attention or ours as the cache needs. Memory: every
 cache in a process of its own reads the prompts of a batch at once and writes 4 tokens each; the peak is that of the
 resident set, also above what the loaded model takes. A stopped run goes on with the lengths and caches that are
-missing."""
+missing, unless the code of the caches is another one now."""
 
 CACHES = ("plain", "8bit", "4bit", "k4v2-r", "2bit", "h2o:0.1:0.1", "h2o:0.25:0.25+4bit", "transformers fp8",
           "transformers quanto int4")  # fmt: skip
@@ -63,6 +63,16 @@ def decode(model: Any, ids: Tensor, schemes: Sequence[Any], rounds: int, tokens:
                 if number:
                     found[name].append((time.perf_counter() - begin) / tokens)
     return found
+
+
+def source() -> str:
+    """Tells apart the code that the figures are of: the caches' and the packed attention's."""
+    import graphlossy.core
+    from graphlossy.llm import kv
+
+    caches, core = Path(kv.__file__).parent, Path(graphlossy.core.__file__).parent
+    kernels = (file for pattern in ("packed_attention*", "*.h") for file in (core / "csrc").glob(pattern))
+    return _report.digest([*caches.glob("*.py"), *core.glob("*packed_attention.py"), *kernels])
 
 
 def summarize(data: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = {
         "model": None if args.model is None else Path(args.model).name, "rounds": rounds, "tokens": 4,
         "threads": torch.get_num_threads(), "memory_length": apart, "memory_batch": args.memory_batch,
+        "source": source(),
     }  # fmt: skip
     data = _report.header("kv_speed", settings)
     before = _report.earlier(args.out, data, args.fresh)

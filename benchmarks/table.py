@@ -103,6 +103,20 @@ def bandwidth_table(data: dict[str, Any]) -> Iterator[str]:
         yield markdown(["operation, [2^20, 256] float32", "GB/s", "share of a copy"], rows)
 
 
+def caches_table(data: dict[str, Any]) -> Iterator[str]:
+    """Attention of a new token over keys and values in few bits, and how many texts of them fit."""
+    caches = data.get("caches") or {}
+    if times := caches.get("attention"):
+        plain = min(times[name]["median"] for name in times if name.startswith("plain"))
+        rows = [
+            [f"`{n}`", f"{t['median']:.3f} ± {t['std']:.3f}", f"{t['median'] / plain:.2f}"] for n, t in times.items()
+        ]
+        yield markdown(["attention of a new token, 8 x 16,384 tokens", "ms", "times the faster plain one"], rows)
+    if fitting := caches.get("largest"):
+        rows = [[f"`{n}`", str(row["batch"]), f"{row['cache_bytes'] / 1e9:.1f} GB"] for n, row in fitting.items()]
+        yield markdown(["texts of 8,192 tokens beside 3 billion weights", "fit", "cache"], rows)
+
+
 def bars_table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Every bar of every file, with what was measured."""
     state = {True: "met", False: "**missed**", None: "not measured"}
@@ -130,6 +144,7 @@ def tables(results: dict[str, dict[str, Any]], kinds: Sequence[str] = KINDS) -> 
         data = results["gpu"]
         found += memory_tables(data, data["machine"].get("gpu", data["machine"]["cpu"]))
         found += bandwidth_table(data)
+        found += caches_table(data)
     return "\n\n".join(found)
 
 

@@ -17,12 +17,11 @@ from graphlossy.cli._bars import bars_with_news
 from graphlossy.cli._errors import user_errors
 from graphlossy.cli._llm_bench_summary import PARTS, summarize, tables
 from graphlossy.cli._llm_data import absolute, model_place, read_blocks
-from graphlossy.cli._llm_generate import DTYPE, DTYPES, MODEL
+from graphlossy.cli._llm_generate import DTYPE, DTYPES, MODEL, need_caches
 from graphlossy.cli._options import path_of, with_root
 from graphlossy.cli._outliers_options import names_of
 from graphlossy.datasets import DatasetError
-from graphlossy.llm.finetune import FinetuneError, load_tokenizer, position_limit
-from graphlossy.llm.finetune._errors import need
+from graphlossy.llm.finetune import FinetuneError, load_settings, load_tokenizer, position_limit
 from graphlossy.train._device import resolve_device
 
 __all__ = ["bench_command"]
@@ -97,7 +96,7 @@ def bench_command(ctx: click.Context, **options: Any) -> None:
     """
     errors = Console(stderr=True)
     with user_errors(FinetuneError, DatasetError, ValueError):
-        need("transformers")
+        need_caches()
         from graphlossy.cli._llm_bench_folder import BenchFolder
         from graphlossy.cli._llm_bench_report import write_report
         from graphlossy.recsys.train._files import alone_in
@@ -153,10 +152,10 @@ def _prepare(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _check_caches(place: str, schemes: list[Any]) -> None:
-    config = need("transformers").AutoConfig.from_pretrained(place)
+    settings = load_settings(place)
     for scheme in schemes:
         try:
-            scheme.make(config)
+            scheme.make(settings)
         except (TypeError, ValueError) as error:
             raise FinetuneError(f"cache {scheme.name}: {error}") from error
 

@@ -20,11 +20,12 @@ from graphlossy.core._memory import is_out_of_memory
 from graphlossy.core.budget import format_bytes
 from graphlossy.datasets import DatasetError
 from graphlossy.llm._cache_names import GRAMMAR, PLANNED
-from graphlossy.llm.finetune import FinetuneError, load_model, load_tokenizer, position_limit
+from graphlossy.llm._versions import check_transformers
+from graphlossy.llm.finetune import FinetuneError, load_model, load_settings, load_tokenizer, position_limit
 from graphlossy.llm.finetune._errors import need
 from graphlossy.train._device import resolve_device
 
-__all__ = ["DTYPE", "DTYPES", "MODEL", "generate_command", "plan_command"]
+__all__ = ["DTYPE", "DTYPES", "MODEL", "generate_command", "need_caches", "plan_command"]
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODEL = click.option(
@@ -81,8 +82,15 @@ def generate_command(**options: Any) -> None:
     click.echo("\n".join(lines), err=True)
 
 
-def _generate(options: dict[str, Any]) -> dict[str, Any]:
+def need_caches() -> None:
+    """Ends the command where transformers is missing, or too old for our caches."""
     need("transformers")
+    with user_errors(ImportError):
+        check_transformers()
+
+
+def _generate(options: dict[str, Any]) -> dict[str, Any]:
+    need_caches()
     from graphlossy.llm.kv._quality import cache_bytes, with_attention
     from graphlossy.llm.kv.schemes import parse_cache
 
@@ -204,13 +212,9 @@ def plan_command(
     from dataclasses import asdict
 
     with user_errors(FinetuneError, DatasetError, ValueError):
-        config_of = need("transformers").AutoConfig
+        need_caches()
         from graphlossy.llm.kv import plan_cache
 
-        place = model_place(model, root)
-        try:
-            config = config_of.from_pretrained(place)
-        except OSError:
-            raise FinetuneError(f"no configuration of a model at {place}") from None
-        plan = plan_cache(config, batch_size, length, DTYPES[dtype], caches)
+        settings = load_settings(model_place(model, root))
+        plan = plan_cache(settings, batch_size, length, DTYPES[dtype], caches)
     click.echo(json.dumps(asdict(plan), indent=2) if as_json else str(plan))

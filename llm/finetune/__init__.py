@@ -11,7 +11,7 @@ from graphlossy.llm.finetune._errors import FinetuneError, Interrupted
 from graphlossy.llm.finetune._evaluation import evaluate
 from graphlossy.llm.finetune._folder import RunFolder
 from graphlossy.llm.finetune._methods import METHODS, method_settings
-from graphlossy.llm.finetune._model import load_model, load_tokenizer, position_limit
+from graphlossy.llm.finetune._model import load_model, load_settings, load_tokenizer, position_limit
 from graphlossy.llm.finetune._run import Finetuning, Observer
 from graphlossy.llm.finetune._schedule import SCHEDULES, learning_rate
 
@@ -30,6 +30,7 @@ __all__ = [
     "evaluate",
     "learning_rate",
     "load_model",
+    "load_settings",
     "load_tokenizer",
     "method_settings",
     "position_limit",

@@ -15,7 +15,15 @@ from graphlossy.llm.finetune._config import FinetuneConfig
 from graphlossy.llm.finetune._data import IGNORED, TokenDataset
 from graphlossy.llm.finetune._errors import FinetuneError, need, one_line, quiet, user_errors
 
-__all__ = ["add_adapters", "check_fits", "frozen_fingerprint", "load_model", "load_tokenizer", "position_limit"]
+__all__ = [
+    "add_adapters",
+    "check_fits",
+    "frozen_fingerprint",
+    "load_model",
+    "load_settings",
+    "load_tokenizer",
+    "position_limit",
+]
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -65,6 +73,16 @@ def load_model(
     return model
 
 
+def load_settings(name: str | Path) -> Any:
+    """The configuration of a model in a folder, or of a name on the Hugging Face hub; no weight is read.
+
+    Raises:
+        FinetuneError: there is none, or a wrong one, or transformers is not installed.
+    """
+    place = _place(name)
+    return _load(need("transformers").AutoConfig, place, "settings")
+
+
 def _place(name: str | Path) -> str:
     """A folder of a model, or a name that may be on the hub."""
     text = str(name)
@@ -86,15 +104,24 @@ def _load(kind: Any, place: str, what: str, **options: Any) -> Any:
             return kind.from_pretrained(place, **options)
     except Exception as error:  # the hub's client raises errors of its own kinds
         if Path(place).is_dir():
-            from safetensors import SafetensorError
-
-            if not isinstance(error, (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)):
+            if not isinstance(error, _faults_of_a_folder()):
                 raise
             raise FinetuneError(f"cannot load the {what} in {place}: {_short(error)}") from error
         raise FinetuneError(
             f"cannot load the {what} {place}: there is no such folder here, and the Hugging Face hub does not give it "
             f"({_short(error)})"
         ) from error
+
+
+def _faults_of_a_folder() -> tuple[type[Exception], ...]:
+    """What transformers raises for files that are damaged, or that say what cannot be."""
+    import huggingface_hub.errors
+    from safetensors import SafetensorError
+
+    usual = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+    # A setting of the wrong type or size, found by a check or by the code that meets it.
+    wrong = getattr(huggingface_hub.errors, "StrictDataclassError", ValueError)  # old ones do not check
+    return (*usual, wrong, TypeError, AttributeError, ArithmeticError)
 
 
 def _short(error: BaseException) -> str:
@@ -140,9 +167,7 @@ def position_limit(model: Any) -> int | None:
     Args:
         model: a folder or a name, as `load_model` takes it, of which the settings alone are read; or the settings.
     """
-    settings = model
-    if isinstance(model, (str, Path)):
-        settings = _load(need("transformers").AutoConfig, _place(model), "settings")
+    settings = load_settings(model) if isinstance(model, (str, Path)) else model
     for name in ("max_position_embeddings", "n_positions"):
         limit = getattr(settings, name, None)
         if isinstance(limit, int) and limit > 0:

@@ -8,9 +8,9 @@ from torch import Tensor
 from graphlossy.core.quantize import QuantizedTensor, quantize
 from graphlossy.core.symmetric import offset_of, quantize_symmetric
 
-__all__ = ["Chunks", "writable"]
+__all__ = ["PARTS", "Chunks", "writable"]
 
-_PARTS = ("codes", "scale", "offset")
+PARTS = ("codes", "scale", "offset")
 _GROWTH = 16  # chunks of room at most, else a thirty-second of what there is
 
 
@@ -130,9 +130,13 @@ class Chunks:
 
     def state(self) -> dict[str, Tensor]:
         """Tensors for :meth:`load`, without the room."""
-        return {name: part[:, :, : self.count] for name, part in zip(_PARTS, self._parts, strict=False)}
+        return {name: part[:, :, : self.count] for name, part in zip(PARTS, self._parts, strict=False)}
 
     def load(self, state: dict[str, Tensor], shape: tuple[int, int]) -> None:
-        """Gives :meth:`state` back; ``shape`` is [I, J] of a chunk."""
-        self._parts = tuple(state[name] for name in _PARTS if name in state)
+        """Gives :meth:`state` back; ``shape`` is [I, J] of a chunk.
+
+        Raises:
+            KeyError: some of its tensors are missing.
+        """
+        self._parts = tuple(state[name] for name in PARTS[: 2 if self.symmetric else 3]) if state else ()
         self._shape, self.count = shape, self._parts[0].shape[2] if self._parts else 0

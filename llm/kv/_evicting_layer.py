@@ -59,18 +59,22 @@ class EvictingLayer(RowsLayer):
     A pass sees all tokens that are kept and its own; then those beyond the budget are dropped, those with the lowest
     scores first, the recent ones never. Pads are never kept while a row has a real token to drop.
 
+    With ``prompt_only`` that is done while the prompt is read: after the first pass, and after those of several tokens
+    that follow it at once (a prompt in pieces). The first later pass of a single token ends the prompt, and so does
+    :meth:`end_prompt`; from then on all is kept, also what is read in further turns.
+
     Args:
         scorer: says what a token is worth.
         budget: of every row.
-        prompt_only: whether tokens are dropped after the first pass alone.
+        prompt_only: whether tokens of the prompt alone are dropped.
 
     Attributes:
         padding: pads before the first real token of each row.
         seen: tokens of a row, pads and dropped ones included.
         counts: real tokens of each row that are kept; they are the last of the slots.
         prompts: real tokens of each row that were read: in the first pass that had any, and in passes of several.
-        positions: int32 [B, H, K] of the tokens that are kept, counted from the row's first real one; with
-            ``prompt_only`` none from the second pass on, and no scores.
+        positions: int32 [B, H, K] of the tokens that are kept, counted from the row's first real one; where nothing is
+            dropped any more there are none, and no scores.
     """
 
     is_croppable = False
@@ -121,9 +125,9 @@ class EvictingLayer(RowsLayer):
             if new > 1 or not self.prompts[row]:  # a prompt may come in pieces, and a conversation has several
                 self.prompts[row] += real
         self._append(key_states, value_states)
-        if self.prompt_only and self.seen:  # nothing is dropped any more
-            self.positions, self.scores = (t[..., :0].clone() for t in (self.positions, self.scores))
-        else:
+        if self.seen and new == 1:
+            self.end_prompt()
+        if not self.seen or self.drops:
             places = torch.arange(self.seen, self.seen + new, dtype=torch.int32) - torch.tensor(self.padding)[:, None]
             places = places.to(self.device, torch.int32)[:, None].expand(-1, self.positions.shape[1], -1)
             self.positions = torch.cat([self.positions, places], -1)
@@ -131,6 +135,16 @@ class EvictingLayer(RowsLayer):
         self.seen += new
         self._unseen = new
         return ObservedStates(self, 0), ObservedStates(self, 1)
+
+    @property
+    def drops(self) -> bool:
+        """Whether tokens are dropped after the pass whose tokens were appended last."""
+        return self.positions.shape[-1] > 0
+
+    def end_prompt(self) -> None:
+        """With ``prompt_only`` nothing is dropped any more: forgets what only served that."""
+        if self.prompt_only:
+            self.positions, self.scores = (t[..., :0].clone() for t in (self.positions, self.scores))
 
     @property
     def limits(self) -> list[tuple[int, int]]:
@@ -147,14 +161,19 @@ class EvictingLayer(RowsLayer):
         return self.kept_keys, self.kept_values
 
     def attend(self, query: Tensor, call: Any) -> Tensor:
-        """Attention [B, heads, Q, E] of the pass whose tokens were appended last; then drops what is too much."""
-        drops = self._unseen == self.seen or not self.prompt_only
+        """Attention [B, heads, Q, E] of the pass whose tokens were appended last; then drops what is too much.
+
+        Raises:
+            ValueError: the scorer reads sums of an attention that has a bias.
+        """
+        drops = self.drops
         found, sums = self._attended(query, call, drops and self.scorer.reads_sums)
         self._unseen = 0
-        if drops:
-            view = View(self.states, self.positions, self.scores, sums, query, call.module)
-            self.scores = self.scorer.scores(view).float().contiguous()
-        self.settle(drops)
+        with torch.no_grad():  # scores would keep the graph of every pass
+            if drops:
+                view = View(self.states, self.positions, self.scores, sums, query, call.module)
+                self.scores = self.scorer.scores(view).float().contiguous()
+            self.settle(drops)
         return found
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
@@ -163,6 +182,8 @@ class EvictingLayer(RowsLayer):
 
     def _attended(self, query: Tensor, call: Any, observed: bool) -> tuple[Tensor, Callable[[int | None], Tensor]]:
         """The result, and what gives sums of the attention (see :class:`View`) if they are ``observed``."""
+        if observed:
+            _check_no_bias(call)
         keys, values = self.states()
         queries, count = query.shape[2], self.slots
         mask = self._mask(queries, call.mask)
@@ -219,7 +240,10 @@ class EvictingLayer(RowsLayer):
         return self.slots + query_length, self.seen - self.slots
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raises ValueError: what was dropped cannot come back."""
+        """Raises ValueError unless there is nothing to remove: what was dropped cannot come back."""
+        self.check_crop(tokens_to_remove)
+
+    def check_crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
             raise ValueError(
                 "a cache that drops tokens cannot be rolled back: it does not go with assisted decoding, KIVICache does"
@@ -251,3 +275,17 @@ class EvictingLayer(RowsLayer):
         for name in _TENSORS:
             setattr(self, name, getattr(self, name).index_select(0, index))
         self.counts, self.prompts = ([numbers[row] for row in chosen] for numbers in (self.counts, self.prompts))
+
+
+def _check_no_bias(call: Any) -> None:
+    """Raises ValueError where a call adds to its products what a mask does not say: sums would leave it out."""
+    biased = call.others.get("position_bias") is not None
+    if call.mask is not None and call.mask.dtype != torch.bool:
+        hidden = call.mask <= torch.finfo(call.mask.dtype).min
+        biased = biased or not bool((hidden | (call.mask == 0)).all())
+    if biased:
+        raise ValueError(
+            f"the attention of {type(call.module).__name__} has a bias (position_bias, or a mask of floats other than "
+            "0 and their minimum), which scores by attention would leave out: give a mask of bools, or take a scorer "
+            "that reads no attention, such as Knorm()"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from graphlossy.llm.kv import scorers
 from graphlossy.llm.kv._evicting_layer import Budget, EvictingLayer
-from graphlossy.llm.kv._file import read_cache, restore_layers, write_cache
+from graphlossy.llm.kv._file import read_cache, restore_layers, whole, write_cache
 from graphlossy.llm.kv._kivi import KIVICache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
 from graphlossy.llm.kv._lossy_cache import LossyCache, check_config, nothing_grows
@@ -42,8 +42,9 @@ class EvictionCache(LossyCache):
         storage: a :class:`KIVICache` of the same model; what is kept is stored in few bits as it would; None: in full
             precision. After the first pass tokens are dropped a chunk at a time then, and of packed ones alone: a row
             keeps up to a chunk more than its budget, and never fewer than sinks, ``residual_length`` and a chunk.
-        prompt_only: drop tokens after the first pass alone and keep all that is generated; None: as the method is
-            published (SnapKV and ExpectedAttention do).
+        prompt_only: drop tokens of the prompt alone, which is the first pass and those of several tokens that follow it
+            at once (a prompt in pieces). From the first later pass of a single token on all is kept: what is generated,
+            and what is read in further turns. None: as the method is published (SnapKV and ExpectedAttention do so).
 
     Raises:
         TypeError: ``config`` is no configuration of transformers, ``scorer`` no scorer, ``storage`` no KIVICache, or
@@ -76,8 +77,7 @@ class EvictionCache(LossyCache):
         prompt_only: bool | None = None,
     ) -> None:
         check_config(config)
-        if not isinstance(scorer, Scorer):
-            raise TypeError(f"scorer must be one of graphlossy.llm.kv.scorers, such as H2O(), got {scorer!r}")
+        _check_scorer(scorer)
         if not (prompt_only is None or isinstance(prompt_only, bool)):
             raise TypeError(f"prompt_only must be True, False or None, got {prompt_only!r}")
         once = scorer.prompt_only if prompt_only is None else prompt_only
@@ -116,6 +116,15 @@ class EvictionCache(LossyCache):
                 "some old models have their own for good, and config must be the model's own object)"
             )
 
+    def end_prompt(self) -> None:
+        """Tells that the prompt was read: with ``prompt_only`` nothing is dropped any more, however it is passed.
+
+        A pass of a single token tells it too; before one of several that is no piece of the prompt (a text to be
+        scored, a question about what was read) only this does.
+        """
+        for layer in self.own_layers:
+            layer.end_prompt()
+
     def save(self, path: str | Path) -> None:
         """Writes all that is kept to a safetensors file, whole or not at all.
 
@@ -142,19 +151,29 @@ class EvictionCache(LossyCache):
             ValueError: the file is damaged, no file of such a cache, of another model, or of a scorer that is not ours.
         """
         check_config(config)
-        arguments, about, tensors = read_cache(Path(path), "EvictionCache", config, device)
-        name, options = arguments.pop("scorer"), arguments.pop("options")
-        if scorer is None:
-            if name not in scorers.__all__:
-                raise ValueError(
-                    f"{path} was kept by a scorer {name} that is not ours: give load(..., scorer={name}())"
-                )
-            scorer = getattr(scorers, name)(**options)
-        if arguments["storage"] is not None:
-            arguments["storage"] = KIVICache.of_arguments(config, arguments["storage"])
-        cache = EvictionCache(config, scorer, **arguments)
-        restore_layers(Path(path), cache.layers, about, tensors)
+        path = Path(path)
+        if scorer is not None:
+            _check_scorer(scorer)
+        arguments, about, tensors = read_cache(path, "EvictionCache", config, device)
+        with whole(path):
+            name, options, storage = (arguments[key] for key in ("scorer", "options", "storage"))
+            if scorer is None:
+                if name not in scorers.__all__:
+                    raise ValueError(
+                        f"{path} was kept by a scorer {name} that is not ours: give load(..., scorer={name}())"
+                    )
+                kind = getattr(scorers, name)
+                scorer = kind(**{field.name: options[field.name] for field in fields(kind)})
+            amounts = {key: arguments[key] for key in ("heavy", "recent", "prompt_only")}
+            store = None if storage is None else KIVICache.of_arguments(config, storage)
+            cache = cls._of(path, config, scorer, storage=store, **amounts)
+        restore_layers(path, cache.layers, about, tensors)
         return cache
+
+    @classmethod
+    def _of(cls, path: Path, config: Any, scorer: Any, **amounts: Any) -> EvictionCache:
+        """An empty cache for what ``path`` holds."""
+        return EvictionCache(config, scorer, **amounts)
 
 
 class H2OCache(EvictionCache):
@@ -162,7 +181,8 @@ class H2OCache(EvictionCache):
 
     An :class:`EvictionCache` with the scorer :class:`graphlossy.llm.kv.scorers.H2O`. A token's score is the attention
     paid to it by queries that could see it, summed over the query heads that share its head of keys; it is computed
-    some queries at a time, so the matrix of a long prompt never exists.
+    some queries at a time, so the matrix of a long prompt never exists. ``load`` takes what this scorer kept, and no
+    other; it gives an ``H2OCache``.
 
     Args:
         config: of the model.
@@ -181,6 +201,19 @@ class H2OCache(EvictionCache):
         prompt_only: bool = False,
     ) -> None:
         super().__init__(config, H2O(), heavy=heavy, recent=recent, storage=storage, prompt_only=prompt_only)
+
+    @classmethod
+    def _of(cls, path: Path, config: Any, scorer: Any, **amounts: Any) -> EvictionCache:
+        if not isinstance(scorer, H2O):
+            raise ValueError(
+                f"{path} holds what {type(scorer).__name__}() kept, not H2O(): load it with EvictionCache.load"
+            )
+        return H2OCache(config, **amounts)
+
+
+def _check_scorer(scorer: Any) -> None:
+    if not isinstance(scorer, Scorer):
+        raise TypeError(f"scorer must be one of graphlossy.llm.kv.scorers, such as H2O(), got {scorer!r}")
 
 
 def _stores(config: Any, storage: Any, layers: list[Any]) -> list[KIVILayer | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from graphlossy.core._files import written
 from graphlossy.llm.kv._layer import RowsLayer
 
-__all__ = ["read_cache", "restore_layers", "write_cache"]
+__all__ = ["read_cache", "restore_layers", "whole", "write_cache"]
 
 _FORMAT, _VERSION = "graphlossy.llm.kv", 3
 
@@ -49,6 +51,15 @@ def write_cache(path: Path, kind: str, config: Any, arguments: dict[str, Any], l
         save_file(tensors, temporary, {_FORMAT: json.dumps(facts)})
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Inside this context what a file lacks, or has of another kind, is a ValueError that calls the file damaged."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); save the cache again") from error
+
+
 def read_cache(
     path: Path, kind: str, config: Any, device: torch.device | str | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Tensor]]:
@@ -61,7 +72,7 @@ def read_cache(
         device: where the tensors go; None: the CPU.
 
     Raises:
-        FileNotFoundError, ValueError: there is no file, or it is no such cache, or of another model.
+        FileNotFoundError, ValueError: there is no file, or it is damaged, no such cache, or of another model.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -73,17 +84,18 @@ def read_cache(
         raise ValueError(f"{path} is truncated, or no file of a cache ({error}); save the cache again") from error
     if _FORMAT not in metadata:
         raise ValueError(f"{path} is a safetensors file, but not one that a cache of graphlossy.llm wrote")
-    facts = json.loads(metadata[_FORMAT])
-    if facts["version"] != _VERSION:
-        raise ValueError(f"{path} has version {facts['version']} of the format; this graphlossy reads {_VERSION}")
-    if facts["cache"] != kind:
-        raise ValueError(f"{path} holds another cache: load it with {facts['cache']}.load")
-    theirs, ours = facts["model"], _shape(config)
-    if other := [
-        f"{name} {theirs.get(name)!r}, not {ours.get(name)!r}" for name in _SHAPE if theirs.get(name) != ours.get(name)
-    ]:
-        raise ValueError(f"{path} is of another model: {', '.join(other)}")
-    return facts["arguments"], facts["layers"], tensors
+    with whole(path):
+        facts = json.loads(metadata[_FORMAT])
+        if facts["version"] != _VERSION:
+            raise ValueError(f"{path} has version {facts['version']} of the format; this graphlossy reads {_VERSION}")
+        if facts["cache"] != kind:
+            raise ValueError(f"{path} holds another cache: load it with {facts['cache']}.load")
+        theirs, ours = facts["model"], _shape(config)
+        other = [name for name in _SHAPE if theirs.get(name) != ours.get(name)]
+        if other:
+            told = ", ".join(f"{name} {theirs.get(name)!r}, not {ours.get(name)!r}" for name in other)
+            raise ValueError(f"{path} is of another model: {told}")
+        return facts["arguments"], facts["layers"], tensors
 
 
 def _shape(config: Any) -> dict[str, Any]:
@@ -96,20 +108,23 @@ def restore_layers(path: Path, layers: list[Any], about: list[dict[str, Any]], t
     """Gives layers back what :func:`write_cache` took from them.
 
     Raises:
-        ValueError: they are of another model.
+        ValueError: they are of another model, or the file is damaged.
     """
-    if [type(layer).__name__ for layer in layers] != [facts["kind"] for facts in about]:
-        raise ValueError(f"{path} is of another model: other layers")
-    for number, (layer, facts) in enumerate(zip(layers, about, strict=True)):
-        prefix = f"{number}."
-        held = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        if isinstance(layer, RowsLayer):
-            layer.load_state(held, facts)
-        elif held:
-            layer.lazy_initialization(held["keys"], held["values"])
-            layer.keys, layer.values = held["keys"], held["values"]
-            if "cumulative_length" in facts:
-                layer.cumulative_length = facts["cumulative_length"]
+    with whole(path):
+        if [type(layer).__name__ for layer in layers] != [facts["kind"] for facts in about]:
+            raise ValueError(f"{path} is of another model: other layers")
+        for number, (layer, facts) in enumerate(zip(layers, about, strict=True)):
+            prefix = f"{number}."
+            held = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            if isinstance(layer, RowsLayer):
+                if not held and "seen" in facts:
+                    raise KeyError(f"{prefix}*")  # an empty layer tells nothing
+                layer.load_state(held, facts)
+            elif held:
+                layer.lazy_initialization(held["keys"], held["values"])
+                layer.keys, layer.values = held["keys"], held["values"]
+                if hasattr(layer, "cumulative_length"):
+                    layer.cumulative_length = facts["cumulative_length"]
 
 
 def _state(number: int, layer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:

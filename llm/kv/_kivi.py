@@ -10,7 +10,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from graphlossy.core._schemas import LARGEST_GROUP
-from graphlossy.llm.kv._file import read_cache, restore_layers, write_cache
+from graphlossy.llm.kv._file import read_cache, restore_layers, whole, write_cache
 from graphlossy.llm.kv._kivi_layer import KIVILayer
 from graphlossy.llm.kv._lossy_cache import LossyCache, check_config, nothing_grows
 from graphlossy.llm.kv._rows import Split
@@ -19,6 +19,7 @@ from graphlossy.llm.kv._states import ATTENTION
 __all__ = ["KIVICache"]
 
 _BITS = (1, 2, 3, 4, 8)
+_ALIKE = ("group_size", "residual_length", "sinks", "value_group_size", "rotate_values")  # of all layers
 MOST_SINKS = 1024  # there is room for all of them from the first token on
 
 
@@ -136,14 +137,19 @@ class KIVICache(LossyCache):
         """
         check_config(config)
         arguments, about, tensors = read_cache(Path(path), "KIVICache", config, device)
-        cache = cls.of_arguments(config, arguments)
+        with whole(Path(path)):
+            cache = cls.of_arguments(config, arguments)
         restore_layers(Path(path), cache.layers, about, tensors)
         return cache
 
     @classmethod
     def of_arguments(cls, config: Any, arguments: Mapping[str, Any]) -> KIVICache:
-        """An empty cache with the attribute ``arguments`` of another one of a model with as many layers."""
-        others = {name: value for name, value in arguments.items() if name != "widths"}
+        """An empty cache with the attribute ``arguments`` of another one of a model with as many layers.
+
+        Raises:
+            KeyError: one is missing.
+        """
+        others = {name: arguments[name] for name in _ALIKE}
         widths = {i: None if w is None else tuple(w) for i, w in enumerate(arguments["widths"])}
         return cls(config, per_layer=widths, **others)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from graphlossy.core._schemas import LARGEST_GROUP
 from graphlossy.core.packed_attention import PackedTokens
 from graphlossy.core.symmetric import SYMMETRIC_BITS
-from graphlossy.llm.kv._chunks import Chunks, writable
+from graphlossy.llm.kv._chunks import PARTS, Chunks, writable
 from graphlossy.llm.kv._layer import RowsLayer, storage_bytes
 from graphlossy.llm.kv._packed_states import MOST_QUERIES, PackedStates
 from graphlossy.llm.kv._rotation import rotate
@@ -20,6 +21,7 @@ from graphlossy.llm.kv._rows import Split, row_table, same
 
 __all__ = ["KIVILayer"]
 
+DRAFTED = 32  # tokens of assisted decoding that may be taken back at once; transformers drafts 20 if not told otherwise
 _TENSORS = ("recent_keys", "recent_values", "key_sinks", "value_sinks")  # in floating point
 
 
@@ -30,9 +32,9 @@ class KIVILayer(RowsLayer):
     groups of channels. A row's chunks are counted from its first real token, so they hold no pads, and the row is
     stored as it would be alone in a batch without padding.
 
-    A rollback (:meth:`crop`) to at most ``split.rollback`` tokens behind the farthest that the layer has been, and at
-    most a chunk, leaves exactly what a layer that never saw them holds. After a larger one, tokens of a chunk that was
-    cut come back rounded.
+    A rollback (:meth:`crop`) to at most ``split.rollback`` tokens behind the farthest that the layer has been leaves
+    exactly what a layer that never saw them holds. After a larger one, tokens of a chunk that was cut come back
+    rounded. Assisted decoding drafts more tokens than are kept for that otherwise: see :meth:`activate_past_recording`.
 
     Args:
         key_bits: width of the keys.
@@ -117,16 +119,23 @@ class KIVILayer(RowsLayer):
         self.recent_keys = self.recent_values = self.key_sinks = self.value_sinks = torch.empty(0)
         self.padding, self.packed, self.seen, self.is_initialized = [], [], 0, False
 
+    def activate_past_recording(self) -> None:
+        """Called as assisted decoding begins: from now on a rollback of up to 32 tokens leaves no trace."""
+        self.split = replace(self.split, rollback=max(self.split.rollback, DRAFTED))
+
+    def check_crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove > 0 or -tokens_to_remove > self.seen:
+            raise ValueError(
+                f"crop takes the tokens to remove as a negative number: 0 to -{self.seen}, got {tokens_to_remove}"
+            )
+
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the last ``-tokens_to_remove`` tokens of every row.
 
         Raises:
             ValueError: the number is positive, or there are not so many tokens.
         """
-        if tokens_to_remove > 0 or -tokens_to_remove > self.seen:
-            raise ValueError(
-                f"crop takes the tokens to remove as a negative number: 0 to -{self.seen}, got {tokens_to_remove}"
-            )
+        self.check_crop(tokens_to_remove)
         if tokens_to_remove == 0:
             return
         seen = self.seen + tokens_to_remove
@@ -164,7 +173,10 @@ class KIVILayer(RowsLayer):
             ("key", self.key_chunks, (width, chunk)),
             ("value", self.value_chunks, (chunk, self.recent_values.shape[-1])),
         ):
-            chunks.load({n.removeprefix(f"{which}_"): t for n, t in held.items() if n.startswith(f"{which}_")}, shape)
+            parts = {n: held[f"{which}_{n}"] for n in PARTS if f"{which}_{n}" in held}
+            if not parts and any(self.packed):
+                raise KeyError(f"{which}_{PARTS[0]}")
+            chunks.load(parts, shape)
         self.holds(self.recent_keys, self.recent_values)
 
     # -- what is stored -----------------------------------------------------------------------------------------------

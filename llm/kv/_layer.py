@@ -91,6 +91,10 @@ class RowsLayer(CacheLayerMixin):
         self.padding = [self.padding[row] for row in chosen]
 
     @abstractmethod
+    def check_crop(self, tokens_to_remove: int) -> None:
+        """Raises ValueError where :meth:`crop` would."""
+
+    @abstractmethod
     def take_rows(self, chosen: list[int], index: Tensor) -> None:
         """Does so with all but ``padding``; ``index`` is ``chosen`` on the device."""
 

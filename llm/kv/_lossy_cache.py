@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -12,6 +13,8 @@ from graphlossy.llm.kv._layer import RowsLayer, storage_bytes
 from graphlossy.llm.kv._rows import mask_of_caller, padding_of
 
 __all__ = ["LossyCache", "check_config", "layer_bytes", "nothing_grows", "release"]
+
+_STATES = ("conv_states", "recurrent_states")  # of linear attention, by number
 
 
 class LossyCache(Cache):
@@ -91,14 +94,15 @@ class LossyCache(Cache):
             attention_mask: [B, T], 0 for pads, as the tokenizer gives it.
 
         Raises:
-            ValueError: there are tokens in the cache, or the mask has another shape.
+            ValueError: there are tokens in the cache, or the mask has another shape, or pads where none can be.
         """
         if attention_mask.dim() != 2:
             raise ValueError(f"attention_mask must have the shape [rows, tokens], got {tuple(attention_mask.shape)}")
         if any(layer.seen for layer in self.own_layers):
             raise ValueError("there are tokens in this cache: tell it of padding before the first pass, or reset() it")
+        pads = self._padding_of(attention_mask != 0)
         for layer in self.own_layers:
-            layer.padding = padding_of(attention_mask)
+            layer.padding = list(pads)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """As transformers asks for it; the padding is read off the mask that it is about to use."""
@@ -107,25 +111,77 @@ class LossyCache(Cache):
         if begins or (self.left_padded_only and query_length > 1):
             mask = mask_of_caller(len(first.padding) if first.seen else None, first.seen + query_length)
             if mask is not None:
-                mask = mask[:, : first.seen + query_length] != 0
-                if self.left_padded_only and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
-                    raise ValueError(
-                        f"attention_mask hides tokens behind a row's first real one; {type(self).__name__} takes pads "
-                        "on the left alone: tokenizer.padding_side = 'left'"
-                    )
+                pads = self._padding_of(mask[:, : first.seen + query_length] != 0)
                 if begins:
-                    pads = padding_of(mask)
                     for layer in self.own_layers:
                         layer.padding = list(pads)
         return super().get_mask_sizes(query_length, layer_idx)
+
+    def _padding_of(self, mask: Tensor) -> list[int]:
+        """Pads of each row of a mask [B, T] of bools; raises ValueError if there are others that cannot be."""
+        if self.left_padded_only and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+            raise ValueError(
+                f"attention_mask hides tokens behind a row's first real one; {type(self).__name__} takes pads on the "
+                "left alone: tokenizer.padding_side = 'left'"
+            )
+        return padding_of(mask)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last ``-tokens_to_remove`` tokens of every row, in all layers or in none.
+
+        0 only lets layers of the model's own go of what they record for rollbacks.
+
+        Raises:
+            ValueError: the number is positive, there are not so many tokens, or a layer cannot be rolled back.
+        """
+        for number, layer in enumerate(self.layers if tokens_to_remove else ()):
+            if isinstance(layer, RowsLayer):
+                layer.check_crop(tokens_to_remove)
+            elif not _goes_back(layer, -tokens_to_remove):
+                raise ValueError(
+                    f"layer {number} ({type(layer).__name__}) cannot be rolled back by {-tokens_to_remove} tokens: "
+                    "recurrent states never can, and windows and convolutions only if they recorded the tokens "
+                    "(cache.activate_past_recording() before they are read)"
+                )
+        super().crop(tokens_to_remove)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the rows of the batch that ``indices`` names, by numbers or as a mask."""
+        for layer in self.layers:
+            _take_states(layer, lambda state: state[indices.to(state.device)])
+            if hasattr(layer, "batch_select_indices"):
+                layer.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row of the batch."""
+        for layer in self.layers:
+            _take_states(layer, lambda state: state.repeat_interleave(repeats, 0))
+            if hasattr(layer, "batch_repeat_interleave"):
+                layer.batch_repeat_interleave(repeats)
 
 
 def layer_bytes(layer: Any) -> dict[str, int]:
     """Bytes of a layer of the model's own: keys and values, or the states of linear attention."""
     held: list[Any] = [getattr(layer, name, None) for name in ("keys", "values")]
-    for name in ("conv_states", "recurrent_states"):  # by number
+    for name in _STATES:
         held += getattr(layer, name, {}).values()
     return {"plain": storage_bytes(*(t for t in held if isinstance(t, Tensor)))}
+
+
+def _goes_back(layer: Any, count: int) -> bool:
+    """Whether a layer of transformers' own can forget its last ``count`` tokens now."""
+    if not layer.is_croppable or (hasattr(layer, "conv_states") and not layer.record_past):
+        return False
+    if not getattr(layer, "is_sliding", False) or (seen := layer.get_seq_length()) < layer.sliding_window:
+        return True
+    return bool(layer.record_past and layer.keys.shape[-2] >= min(seen, layer.sliding_window - 1 + count))
+
+
+def _take_states(layer: Any, taken: Callable[[Tensor], Tensor]) -> None:
+    """Takes rows of the states of linear attention; transformers has that for beams alone."""
+    for name in _STATES:
+        states = getattr(layer, name, {})
+        states.update({number: taken(state) for number, state in states.items() if state is not None})
 
 
 def release(layer: Any) -> None:

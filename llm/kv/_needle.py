@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphlossy.llm.kv._eviction import EvictionCache
 from graphlossy.llm.kv._quality import with_attention
 from graphlossy.llm.kv.schemes import CacheScheme
 
@@ -116,6 +117,8 @@ def ask(model: Any, ids: Tensor, needles: Sequence[Needle], scheme: CacheScheme)
     cache = scheme.make(model.config)
     with with_attention(model, cache):
         model(ids[None], past_key_values=cache, logits_to_keep=1)
+        if isinstance(cache, EvictionCache):
+            cache.end_prompt()  # questions are no part of it
         answers = [_answer(model, copy.deepcopy(cache), needle) for needle in needles]
     yield from answers
 

@@ -34,7 +34,7 @@ class PackedEvictingLayer(EvictingLayer):
         scorer: says what a token is worth.
         budget: of every row.
         store: an empty layer.
-        prompt_only: whether tokens are dropped after the first pass alone.
+        prompt_only: whether tokens of the prompt alone are dropped.
     """
 
     def __init__(self, scorer: Scorer, budget: Budget, store: KIVILayer, prompt_only: bool = False) -> None:

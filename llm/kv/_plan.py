@@ -18,6 +18,8 @@ from graphlossy.llm.kv.schemes import CacheScheme, parse_cache
 
 __all__ = ["CachePlan", "CacheRow", "plan_cache"]
 
+_LONGEST = 2**24  # tokens: where they are numbered, a layer that drops tokens takes 12 bytes for each for a moment
+
 
 @dataclass(frozen=True)
 class CacheRow:
@@ -83,7 +85,7 @@ def plan_cache(
     Args:
         config: of the model.
         batch_size: texts.
-        length: tokens of each.
+        length: tokens of each, at most 2^24.
         dtype: of the model.
         caches: a name or several, as ``graphlossy llm generate --help`` explains them, or what
             :func:`graphlossy.llm.kv.schemes.parse_cache` made of them; the model's own comes first of itself.
@@ -107,6 +109,8 @@ def plan_cache(
     for name, value in (("batch_size", batch_size), ("length", length)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if length > _LONGEST:
+        raise ValueError(f"length must be at most {_LONGEST:,} tokens (2^24), got {length:,}")
     if batch_size * length > 2**40:
         raise ValueError(f"batch_size x length must be at most 2^40 tokens, got {batch_size} x {length}")
     wanted = [caches] if isinstance(caches, str) else caches
@@ -120,14 +124,15 @@ def plan_cache(
         for number, layer in enumerate(cache.layers):
             if not isinstance(layer, (RowsLayer, DynamicLayer)):  # linear attention, or layers that share another's
                 continue
-            shapes = [(batch_size, heads, length, width) for heads, width in _heads(each[number] if each else text)]
+            # One text: without padding all rows of a batch take the same, and a batch takes no time then.
+            shapes = [(1, heads, length, width) for heads, width in _heads(each[number] if each else text)]
             states = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
             layer.update(*states)
             release(layer)
             if isinstance(layer, EvictingLayer):
                 layer.settle(True)
-            numbers += sum(t.numel() for t in _kept(layer, states))
-        found.append((scheme.name, _kinds(cache), numbers))
+            numbers += batch_size * sum(t.numel() for t in _kept(layer, states))
+        found.append((scheme.name, {kind: batch_size * n for kind, n in _kinds(cache).items()}, numbers))
     plain = sum(found[0][1].values())
     if not plain:
         raise ValueError(f"a model of the kind {text.model_type!r} keeps no keys and values: there is nothing to plan")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import CacheLayerMixin
 
+from graphlossy.llm.kv._eviction import EvictionCache
 from graphlossy.llm.kv._kivi import KIVICache
 from graphlossy.llm.kv._lossy_cache import LossyCache, layer_bytes
 from graphlossy.llm.kv._states import ATTENTION
@@ -104,6 +105,8 @@ def compare_caches(model: Any, ids: Tensor, schemes: Sequence[Any], prompt: int,
 def _log_probabilities(model: Any, ids: Tensor, cache: Any, prompt: int, step: int) -> Tensor:
     """float32 [T - prompt - 1, words] of the tokens after the prompt's successor."""
     model(ids[:, :prompt], past_key_values=cache, logits_to_keep=1)
+    if isinstance(cache, EvictionCache):
+        cache.end_prompt()  # what follows stands for what is written, one token at a time
     parts = []
     for start in range(prompt, ids.shape[1] - 1, step):
         logits = model(ids[:, start : min(start + step, ids.shape[1] - 1)], past_key_values=cache).logits[0]

@@ -20,13 +20,13 @@ class Split:
 
     The first ``sinks`` tokens stay in full precision, and so do at least ``window`` recent ones; whole chunks of
     ``chunk`` tokens between them are packed, oldest first. It follows from the number of tokens alone, so it does not
-    matter in which pieces they came. The last packed chunk is kept in full precision too until ``rollback`` tokens have
+    matter in which pieces they came. A packed chunk is kept in full precision too until ``rollback`` tokens have
     followed, so that as many can be taken back without a trace.
 
     Example:
         >>> split = Split(sinks=4, window=8, chunk=4)
-        >>> [split.chunks(n) for n in (0, 15, 16, 19, 20)], split.kept_from(31, 1), split.kept_from(32, 1)
-        ([0, 0, 1, 1, 2], 4, 8)
+        >>> [split.chunks(n) for n in (0, 15, 16, 19, 20)], [split.kept_from(n, split.chunks(n)) for n in (31, 32, 36)]
+        ([0, 0, 1, 1, 2], [4, 8, 12])
     """
 
     sinks: int
@@ -40,8 +40,7 @@ class Split:
 
     def kept_from(self, tokens: int, chunks: int) -> int:
         """The first real token that has to be kept in full precision, sinks apart, of a row with ``chunks`` packed."""
-        fresh = chunks > 0 and tokens < self.sinks + self.window + chunks * self.chunk + self.rollback
-        return min(self.sinks, max(0, tokens)) + (chunks - fresh) * self.chunk
+        return min(self.sinks, max(0, tokens)) + min(chunks, self.chunks(tokens - self.rollback)) * self.chunk
 
 
 @lru_cache(maxsize=8)  # one table serves all layers of a pass

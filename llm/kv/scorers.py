@@ -46,7 +46,7 @@ class Scorer(ABC):
     """Base of all scorers.
 
     Attributes:
-        prompt_only: tokens are dropped after the first pass alone and what is generated is kept, unless a cache is told
+        prompt_only: tokens of the prompt alone are dropped and what is generated is kept, unless a cache is told
             otherwise.
         reads_sums: whether it asks for sums of the attention.
     """
@@ -88,7 +88,7 @@ class SnapKV(Scorer):
     """Attention of the end of the prompt, smoothed over neighbours (Li et al., SnapKV, NeurIPS 2024, section 4).
 
     Args:
-        window_size: queries that vote; their own tokens are kept.
+        window_size: queries that vote, of the pass; their own tokens are kept.
         kernel_size: odd; tokens of the moving average.
     """
 
@@ -142,7 +142,7 @@ class ExpectedAttention(Scorer):
     """Attention that queries to come are expected to pay, times the norm of the value (Devoto et al., 2510.00636).
 
     Queries before their rotary embedding are taken to be normal, with the mean and the covariance of those of the
-    prompt; the embedding is averaged over the positions that follow. The expectation of exp(q k / sqrt(D)) is then
+    pass; the embedding is averaged over the positions that follow. The expectation of exp(q k / sqrt(D)) is then
     known in closed form (equation 4 there).
 
     Args:

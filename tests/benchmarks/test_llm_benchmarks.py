@@ -181,7 +181,17 @@ def test_the_bytes_of_peers() -> None:
     assert fp8.plain_bytes == token.plain_bytes and fp8.nbytes == token.plain_bytes / 4 + 2 * 2 * 4
 
 
-def test_speed_of_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_bits_of_both_take_what_four_and_two_take() -> None:
+    transformers = pytest.importorskip("transformers")
+    from graphlossy.llm.kv import plan_cache
+
+    names = ["k4v2-r-w80", "3bit-r-w80"]
+    assert set(names) < set(kv_quality.SCHEMES)
+    plan = plan_cache(transformers.LlamaConfig(num_hidden_layers=2), 1, 1540, caches=names)
+    assert plan[names[0]].nbytes == plan[names[1]].nbytes
+
+
+def test_speed_of_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     options = ["--tiny", "--out", str(tmp_path / "out.json"), "--caches", "4bit-w32,h2o:0.1:0.1,transformers fp8"]
     kv_speed.main(options)
@@ -197,6 +207,15 @@ def test_speed_of_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         kv_speed.main(["--tiny", "--memory-length", "8"])
     assert "need --model DIR" in capsys.readouterr().err
+    monkeypatch.setattr(kv_speed, "source", lambda: "other")  # as behind a change of how caches store
+    with pytest.raises(SystemExit, match="under another settings.*--fresh"):
+        kv_speed.main(options)
+    monkeypatch.undo()
+    del data["settings"]["source"]  # as in a result of before it was told
+    (tmp_path / "out.json").write_text(json.dumps(data))
+    assert "| `4bit-w32` |" in studies.render("kv_speed", {**data, "bars": []})
+    with pytest.raises(SystemExit, match="under another settings.*--fresh"):
+        kv_speed.main(options)
 
 
 def test_bars_and_peaks_of_the_speed_of_caches() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,34 @@ def test_figures_of_another_machine_or_setting_are_not_continued(tmp_path: Path)
     for key in ("machine", "versions", "settings"):
         with pytest.raises(SystemExit, match=f"another {key}.*--fresh"):
             _report.earlier(file, {**head, key: {"cpu": "another"}}, fresh=False)
+
+
+def test_libraries_of_language_models_are_told_where_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"transformers": "5.23.0", "optimum-quanto": "0.2.7"}
+
+    def version(name: str) -> str:
+        if name == "hqq":
+            raise metadata.PackageNotFoundError(name)
+        return there.get(name, "1.0")
+
+    monkeypatch.setattr(metadata, "version", version)
+    for benchmark in ("kv_speed", "llm_loss"):
+        found = _report.header(benchmark, {})["versions"]
+        assert found.items() >= there.items() and "hqq" not in found
+    assert not there.keys() & _report.header("memory", {})["versions"].keys()
+
+
+def test_a_digest_tells_files_apart(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.py", "b.py")]
+
+    def digest(*contents: str) -> str:
+        for file, content in zip(files, contents, strict=True):
+            file.write_text(content)
+        assert _report.digest(files) == _report.digest(reversed(files))
+        return _report.digest(files)
+
+    assert len({digest(*pair) for pair in (("1", "2"), ("2", "1"), ("1", "3"), ("12", ""), ("", "12"))}) == 5
+    assert digest("1", "2") == digest("1", "2") != _report.digest(files[:1])
 
 
 def test_the_figures_of_the_readme_are_those_of_the_results() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import socket
 import subprocess
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from benchmarks import _gpu_caches, gpu, table
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("bits_per_element", "memory", "accuracy", "gpu", "table")
@@ -118,11 +120,54 @@ def test_memory_writes_ratios_and_continues(call, tmp_path: Path) -> None:
     assert "| `compress-2bit` |" in shown and "x less" in shown
 
 
+def test_caches_of_the_gpu_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    called = []
+
+    def here(module: str, call: str) -> dict:
+        called.append(call)
+        return eval(call, vars(importlib.import_module(f"benchmarks.{module}")))
+
+    monkeypatch.setattr(gpu, "_in_own_process", here)
+    caches: dict = {"largest": {"4bit": {"batch": 7, "cache_bytes": 10}}}  # as a stopped run left it
+    assert len(list(gpu._measure_caches(caches, "cpu", True))) == 4 and "largest('cpu', '4bit', True)" not in called
+    assert list(caches["attention"]) == ["plain", "plain, grouped", "4bit", "k4v2-r", "2bit"]
+    assert all(times["median"] > 0 for times in caches["attention"].values())
+    found = caches["largest"]
+    assert {name: row["batch"] for name, row in found.items()} == {"plain": 2, "4bit": 7, "k4v2-r": 2, "2bit": 2}
+    assert found["plain"]["cache_bytes"] == 2 * 258 * 2 * 2 * 2 * 16 * 2 > found["2bit"]["cache_bytes"] > 0
+    assert "7 texts fit" in capsys.readouterr().out
+    assert list(gpu._measure_caches(caches, "cpu", True)) == []  # nothing is measured twice
+    shown = "\n".join(table.caches_table({"caches": caches}))
+    assert "| `4bit` | 7 |" in shown and "| `plain, grouped` |" in shown
+    assert list(table.caches_table({})) == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert list(gpu._measure_caches({}, "cpu", True)) == []
+    assert "they need transformers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("most", [1, 2, 9, 1000])
+def test_the_largest_that_fits(most: int) -> None:
+    for limit in (0, 1, 2, 8, 37, 700, 2000):
+        asked: list[int] = []
+
+        def fits(number: int, limit: int = limit, asked: list[int] = asked) -> bool:
+            asked.append(number)
+            return number <= limit
+
+        found = _gpu_caches.search(fits, most)
+        best = min(limit, most)
+        assert found <= best and best - found <= found // 32 and max(asked) <= most
+        assert len(asked) == len(set(asked)) < 25
+
+
 @pytest.mark.slow
-def test_gpu_benchmark_on_the_cpu(call, tmp_path: Path) -> None:
+def test_gpu_benchmark_on_the_cpu(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gpu_caches, "SCHEMES", ("2bit",))
     out = tmp_path / "gpu.json"
     call("gpu", "--device", "cpu", "--tiny", "--models", "gcn", "--variants", "pyg-csr", "--out", out)
     data = result(out)
     assert data["bandwidth"]["copy"]["median"] > 0 and data["bandwidth"]["quantize-2bit"]["median"] > 0
     assert data["summary"]["gcn"]["pyg-csr"]["held_bytes"] > 0
+    assert data["caches"]["largest"]["2bit"]["batch"] == 2 and data["caches"]["attention"]["2bit"]["median"] > 0
     assert "share of a copy" in call("table", "--results", tmp_path)

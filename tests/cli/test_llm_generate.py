@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,13 @@ import torch
 from click.testing import CliRunner, Result
 
 from graphlossy.cli._group import LazyGroup
+from graphlossy.llm import _versions
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 from tiny_llm import save_tokenizer, sentences  # noqa: E402
+
+from graphlossy.llm import kv  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -112,6 +118,32 @@ def test_half_a_model(llama: Path, tmp_path: Path) -> None:
     assert found.exit_code == 2 and "cannot load the model in" in found.output and "Traceback" not in found.output
 
 
+COMMANDS = (["generate", "the cat"], ["plan-kv"], ["bench-kv", "--quiet"], ["finetune", "--quiet", "--data", __file__])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_hidden_layers": "two"},  # found by checks of types, of what goes together, and by code
+        {"hidden_size": 33},
+        {"num_attention_heads": 0},
+        {"id2label": 3},
+        {"auto_map": 3},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_settings_that_cannot_be(llama: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(llama, model)
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, **wrong}))
+    for name, *rest in COMMANDS:
+        out = [] if name in ("generate", "plan-kv") else ["--out", tmp_path / "out"]
+        found = run(name, "--model", model, *rest, *out)
+        assert found.exit_code == 2 and f" in {model}: " in found.output, found.output
+        assert not (tmp_path / "out").exists()
+
+
 def test_no_model() -> None:
     for name in ("generate", "plan-kv"):
         found = run(name, *(["the cat"] if name == "generate" else []))
@@ -128,6 +160,13 @@ def test_plan(llama: Path) -> None:
     assert told["rows"][0]["bits_per_number"] == 32
     told = json.loads(run("plan-kv", "--model", llama, "--caches", "h2o:0.2:0.1+4bit", "--json").stdout)
     assert [row["scheme"] for row in told["rows"]] == ["plain", "h2o:0.2:0.1+4bit"]
+    for wrong, said in (
+        (["--length", 10**10, "--caches", "h2o"], "length must be at most 16,777,216 tokens (2^24)"),
+        (["--length", 2, "--batch-size", 10**12], "batch_size x length must be at most 2^40 tokens"),
+    ):
+        found = run("plan-kv", "--model", llama, *wrong)
+        assert found.exit_code == 2 and said in found.output and "Traceback" not in found.output
+    assert run("plan-kv", "--model", llama, "--length", 1, "--batch-size", 10**12, "--caches", "4bit").exit_code == 0
     found = run("plan-kv", "--model", llama, "--caches", "5bits")
     assert found.exit_code == 2 and "no cache has the name '5bits'" in found.output and "Traceback" not in found.output
 
@@ -143,3 +182,19 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in (["generate", "--model", "any", "the cat"], ["plan-kv", "--model", "any"]):
         found = run(*arguments)
         assert found.exit_code == 2 and "pip install 'graphlossy[llm]'" in found.output
+
+
+def test_an_old_transformers(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = re.findall(r'"transformers>=([\d.]+)"', (Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert bounds == [_versions.LEAST]
+    for version in ("4.50.3", "5.22.2", "5.9.0.dev0"):
+        monkeypatch.setattr("transformers.__version__", version)  # the module is another one once a model was made
+        said = f"made for transformers {_versions.LEAST} or newer, and this is {version}: pip install"
+        with pytest.raises(ImportError, match=said):
+            importlib.reload(kv)
+        for name, *rest in COMMANDS[:3]:
+            found = run(name, "--model", llama, *rest)
+            assert found.exit_code == 2 and said in " ".join(found.output.split()), found.output
+    for version in ("5.23.0", "5.100.0", "6.0.0rc1"):
+        monkeypatch.setattr("transformers.__version__", version)  # the module is another one once a model was made
+        _versions.check_transformers()

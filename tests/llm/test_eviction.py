@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
-from kv_models import FAMILIES, WORDS, generate, model_of, prompt  # noqa: E402
+from kv_models import FAMILIES, HYBRID, WORDS, generate, model_of, prompt, small  # noqa: E402
 from kv_passes import GROUP, HEADS, WIDTH, call, drawn  # noqa: E402
 
 from graphlossy.llm import EvictionCache, H2OCache  # noqa: E402
@@ -182,7 +184,7 @@ def read(model: Any, cache: Any, ids: Tensor, mask: Tensor, later: int = 20) -> 
     return cache, torch.cat(found[1:], 1)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "deepseek_v3"])
+@pytest.mark.parametrize("family", [*(name for name in FAMILIES if name != "deepseek_v3"), HYBRID])
 def test_every_family(family: str) -> None:
     model, ids = model_of(family), prompt(2, 40)
     plain = generate(model, transformers.DynamicCache(config=model.config), ids)
@@ -252,6 +254,44 @@ def test_beams_and_batches() -> None:
         assert torch.equal(found, wanted[[2, 1]])
 
 
+@pytest.mark.parametrize("storage", [False, True])
+@pytest.mark.parametrize("scorer", [*SCORERS[:3], SCORERS[5]], ids=lambda scorer: type(scorer).__name__)
+def test_no_graph_is_kept(scorer: scorers.Scorer, storage: bool) -> None:
+    model, ids = model_of("llama"), prompt(1, 40)
+    model.set_attn_implementation("graphlossy")
+    store = small(model.config) if storage else None
+    cache = EvictionCache(model.config, scorer, heavy=10, recent=6, storage=store, prompt_only=False)
+    for piece in (ids, ids[:, :1], ids[:, :1]):
+        model(piece, past_key_values=cache)  # its parameters want gradients
+        for layer in cache.own_layers:
+            held = [layer, layer.store] if storage else [layer]
+            assert not any(t.requires_grad for part in held for t in vars(part).values() if isinstance(t, Tensor))
+    copy.deepcopy(cache)
+
+
+def test_attention_with_a_bias_is_refused() -> None:
+    q, k, v = drawn(2, 30)
+    seen = torch.ones(30, 30, dtype=torch.bool).tril().expand(2, 1, -1, -1)
+    lowest = torch.finfo(torch.float32).min
+    slope = -0.1 * (torch.arange(30)[:, None] - torch.arange(30))
+
+    def read(scorer: scorers.Scorer, made: Any) -> EvictingLayer:
+        layer = EvictingLayer(scorer, Budget(4, 3))
+        layer.update(k, v)[0].attend(q, None, made)
+        return layer
+
+    wanted = read(scorers.H2O(), call(seen))
+    for hidden in (lowest, -math.inf):
+        found = read(scorers.H2O(), call(torch.zeros(seen.shape).masked_fill(~seen, hidden)))
+        assert torch.equal(found.positions, wanted.positions) and torch.allclose(found.scores, wanted.scores)
+    biased = call(slope.expand(seen.shape).masked_fill(~seen, lowest))
+    soft = call(torch.zeros(seen.shape).masked_fill(~seen, -1e9))
+    for made in (biased, soft, replace(call(), others={"position_bias": slope})):
+        with pytest.raises(ValueError, match="the attention of SimpleNamespace has a bias"):
+            read(scorers.H2O(), made)
+    assert read(scorers.Knorm(), biased).counts == [7, 7]  # which does not read it
+
+
 def test_what_is_refused() -> None:
     model, ids = model_of("llama"), prompt(1, 10)
     with pytest.raises(ValueError, match=r"model.set_attn_implementation\('graphlossy'\) first \(it is 'sdpa';"):
@@ -276,6 +316,10 @@ def test_what_is_refused() -> None:
     mask[1, 15:] = 0
     with pytest.raises(ValueError, match="takes pads on the left alone"):
         model(prompt(2, 20), attention_mask=mask, past_key_values=H2OCache(model.config, 4, 4))
+    with pytest.raises(ValueError, match="takes pads on the left alone"):
+        H2OCache(model.config, 4, 4).set_padding(mask)
+    (told := H2OCache(model.config, 4, 4)).set_padding(mask.flip(1))
+    assert told.own_layers[1].padding == [0, 5]
     shared = transformers.Gemma3nTextConfig(num_hidden_layers=4, num_kv_shared_layers=2)
     with pytest.raises(ValueError, match="layers of this model share keys and values"):
         H2OCache(shared, 4, 4)

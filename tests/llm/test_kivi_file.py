@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
 from kv_models import FAMILIES, generate, model_of, prompt, small  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from graphlossy.llm import EvictionCache, KIVICache, plan_cache  # noqa: E402
+from graphlossy.llm import EvictionCache, H2OCache, KIVICache, plan_cache  # noqa: E402
 from graphlossy.llm.kv import scorers  # noqa: E402
 from graphlossy.llm.kv._quality import with_attention  # noqa: E402
 from graphlossy.llm.kv.schemes import CacheScheme  # noqa: E402
@@ -43,6 +45,18 @@ def test_a_cache_goes_on_from_its_file(family: str, tmp_path: Path) -> None:
     a, b = (generate(model, held, more, attention_mask=mask) for held in (cache, again))
     assert torch.equal(a.sequences, b.sequences)
     assert all(torch.equal(x, y) for x, y in zip(a.logits, b.logits, strict=True))
+
+
+def test_a_short_text_of_which_nothing_is_packed_yet(tmp_path: Path) -> None:
+    model = model_of("llama")
+    cache = small(model.config, 4)
+    with torch.no_grad():
+        model(prompt(2, 6), past_key_values=cache)
+    assert not any(any(layer.packed) for layer in cache.own_layers)
+    cache.save(tmp_path / "short")
+    again = KIVICache.load(tmp_path / "short", model.config)
+    for old, new in zip(cache.own_layers, again.own_layers, strict=True):
+        assert torch.equal(old.keys, new.keys) and torch.equal(old.values, new.values) and new.seen == 6
 
 
 class Oldest(scorers.Scorer):
@@ -151,6 +165,65 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
         KIVICache.load(tmp_path / "newer", model.config)
 
 
+def parts_of(facts: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where the settings and numbers of a header are."""
+    for key, value in facts.items() if isinstance(facts, dict) else enumerate(facts):
+        if isinstance(facts, dict) and path != ("model",):  # of another model, where one is missing
+            yield (*path, key)
+        if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+            yield from parts_of(value, (*path, key))
+
+
+@pytest.mark.parametrize("kind", ["kivi", "plain", "packed", "prompt"])
+def test_a_file_that_lacks_something_is_damaged(kind: str, tmp_path: Path) -> None:
+    model, ids, _, cache = started("gemma3", rotate_values=True)  # layers of its own too
+    if kind != "kivi":
+        model.set_attn_implementation("graphlossy")
+        cache = eviction(model.config, kind)
+        with torch.no_grad():
+            model(ids, past_key_values=cache)
+    path = tmp_path / "cache"
+    cache.save(path)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()["graphlossy.llm.kv"]
+    tensors = load_file(path)
+
+    def refused(facts: str, held: dict[str, Tensor]) -> None:
+        save_file(held, path, {"graphlossy.llm.kv": facts})
+        with pytest.raises(ValueError, match="cache is damaged .*; save the cache again"):
+            type(cache).load(path, model.config)
+
+    places = list(parts_of(json.loads(header)))
+    assert len(places) > 15 and len(tensors) > 5
+    for place in places:
+        facts = json.loads(header)
+        within = facts
+        for key in place[:-1]:
+            within = within[key]
+        del within[place[-1]]
+        refused(json.dumps(facts), tensors)
+    for name in tensors:
+        refused(header, {other: t for other, t in tensors.items() if other != name})
+    own = next(i for i, layer in enumerate(cache.layers) if layer in cache.own_layers)
+    refused(header, {other: t for other, t in tensors.items() if not other.startswith(f"{own}.")})
+    for wrong in ("", "[]", "3", header.replace('"model": {', '"model": [], "other": {')):
+        refused(wrong, tensors)
+
+
+def test_heavy_hitters_load_their_own_files(tmp_path: Path) -> None:
+    config = FAMILIES["llama"]()
+    H2OCache(config, 0.2, 7, small(config, 4), prompt_only=True).save(tmp_path / "h2o")
+    again = H2OCache.load(tmp_path / "h2o", config)
+    assert type(again) is H2OCache and again.own_layers[0].budget.recent == 7 and again.own_layers[0].prompt_only
+    assert again.arguments == EvictionCache.load(tmp_path / "h2o", config).arguments
+    EvictionCache(config, scorers.TOVA(), heavy=9, recent=9).save(tmp_path / "tova")
+    for given in (None, scorers.TOVA()):
+        with pytest.raises(ValueError, match=r"what TOVA\(\) kept, not H2O\(\): load it with EvictionCache.load"):
+            H2OCache.load(tmp_path / "tova", config, scorer=given)
+    with pytest.raises(TypeError, match="scorer must be one of"):
+        EvictionCache.load(tmp_path / "tova", config, scorer="tova")
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     _, _, _, cache = started("llama", per_layer={0: None})
     cache.save(tmp_path / "cache")
@@ -191,6 +264,13 @@ def test_a_plan_tells_the_bytes_of_the_real_cache(family: str, length: int) -> N
     assert plan["plain"].bits_per_number == 32
 
 
+def test_a_plan_of_many_texts_takes_no_time() -> None:
+    config = FAMILIES["llama"]()
+    many, one = (plan_cache(config, batch, 1, caches=["4bit", "h2o", "h2o+4bit"]) for batch in (10**12, 1))
+    assert [row.nbytes for row in many.rows] == [10**12 * row.nbytes for row in one.rows]
+    assert many.rows[1].bits_per_number == one.rows[1].bits_per_number
+
+
 @pytest.mark.parametrize(
     ("config", "numbers"),
     [
@@ -208,6 +288,10 @@ def test_what_a_plan_refuses() -> None:
     config = FAMILIES["llama"]()
     with pytest.raises(ValueError, match="length must be a whole number of at least 1, got 0"):
         plan_cache(config, 1, 0)
+    with pytest.raises(ValueError, match=r"length must be at most 16,777,216 tokens \(2\^24\), got 10,000,000,000"):
+        plan_cache(config, 1, 10**10, caches="h2o")
+    with pytest.raises(ValueError, match=r"at most 2\^40 tokens"):
+        plan_cache(config, 10**13, 1)
     with pytest.raises(TypeError, match="model's configuration"):
         plan_cache("smollm2")
     with pytest.raises(ValueError, match="^bits must be one of"):

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
-from kv_models import FAMILIES, close, generate, model_of, prompt, small  # noqa: E402
+from kv_models import FAMILIES, HYBRID, close, generate, model_of, prompt, small  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
 from graphlossy.llm import H2OCache, KIVICache  # noqa: E402
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, HYBRID])
 def test_a_family_generates_what_it_would(family: str) -> None:
     model, ids = model_of(family), prompt(2, 40)
     plain, packed = (generate(model, cache, ids) for cache in (DynamicCache(config=model.config), small(model.config)))
@@ -27,14 +27,15 @@ def test_a_family_generates_what_it_would(family: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(exact.logits, plain.logits, strict=True))
 
 
-def test_rows_padded_on_the_left_are_what_they_are_alone() -> None:
-    model, ids = model_of("llama"), prompt(3, 50)
+@pytest.mark.parametrize("family", ["llama", HYBRID])
+def test_rows_padded_on_the_left_are_what_they_are_alone(family: str) -> None:
+    model, ids = model_of(family), prompt(3, 50)
     mask = torch.ones_like(ids)
     for row, pads in enumerate((0, 17, 31)):
         ids[row, :pads], mask[row, :pads] = 0, 0
     cache = small(model.config, 2)
     together = generate(model, cache, ids, attention_mask=mask)
-    assert cache.packed_layers[1].padding == [0, 17, 31]
+    assert cache.packed_layers[-1].padding == [0, 17, 31]
     for row, pads in enumerate((0, 17, 31)):
         alone = generate(model, small(model.config, 2), ids[row : row + 1, pads:])
         for a, b in zip(together.logits, alone.logits, strict=True):
@@ -63,7 +64,7 @@ def test_padding_is_known_however_the_prompt_comes() -> None:
     assert torch.allclose(found[1], found[2], atol=0.3) and torch.allclose(found[0], found[1], atol=0.5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", HYBRID])
 def test_beams(family: str) -> None:
     model, ids = model_of(family), prompt(2, 30)
     options = {"num_beams": 3, "output_logits": False}
@@ -76,24 +77,34 @@ def test_beams(family: str) -> None:
     assert agree > 0.9
 
 
-def test_assisted_decoding_rolls_back() -> None:
-    model, helper, ids = model_of("llama"), model_of("llama"), prompt(1, 40)
+@pytest.mark.parametrize("group", [8, 32])
+def test_assisted_decoding_rolls_back(group: int) -> None:
+    model, helper, ids = model_of("llama"), model_of("llama"), prompt(1, 70)
     for parameter in helper.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.02)  # agrees now and then
-    plain = generate(model, small(model.config), ids, output_logits=False)
-    assisted = generate(model, small(model.config), ids, output_logits=False, assistant_model=helper)
-    assert torch.equal(plain.sequences[:, :44], assisted.sequences[:, :44])
-    assert assisted.past_key_values.get_seq_length() == 63
+    helper.generation_config.assistant_confidence_threshold = 0.0  # always drafts 20
+    plain, assisted = (
+        generate(model, small(model.config, group_size=group), ids, output_logits=False, **options)
+        for options in ({}, {"assistant_model": helper})
+    )
+    assert torch.equal(plain.sequences, assisted.sequences)
+    cache = assisted.past_key_values
+    assert cache.get_seq_length() == 93 and cache.packed_layers[0].packed == [(93 - 10) // group]
+    with torch.no_grad():
+        model(plain.sequences[:, :-1], past_key_values=(fresh := small(model.config, group_size=group)))
+    for found, wanted in zip(cache.layers[0].states(), fresh.layers[0].states(), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-4)  # nothing was rounded twice
 
 
 def test_several_turns() -> None:
-    model, ids, cache = model_of("llama"), prompt(1, 40), None
-    cache = small(model.config, 4)
-    first = generate(model, cache, ids, 10).sequences
-    longer = torch.cat([first, prompt(1, 15)], 1)
-    second = generate(model, cache, longer, 10)
-    assert cache.get_seq_length() == 74 and second.sequences.shape == (1, 75)
-    assert torch.equal(second.sequences[:, :65], longer)
+    model, ids = model_of("llama"), prompt(1, 40)
+    plain, cache = DynamicCache(config=model.config), small(model.config)
+    first, packed = (generate(model, held, ids, 10) for held in (plain, cache))
+    close(first, packed)
+    longer = torch.cat([first.sequences, prompt(1, 15)], 1)
+    second, packed = (generate(model, held, longer, 10) for held in (plain, cache))
+    close(second, packed)
+    assert cache.get_seq_length() == 74 and torch.equal(packed.sequences[:, :65], longer)
 
 
 @pytest.mark.parametrize("kind", ["kivi", "h2o", "packed h2o"])

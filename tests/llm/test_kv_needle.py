@@ -14,6 +14,7 @@ from kv_models import model_of, prompt  # noqa: E402
 from graphlossy.llm.kv._needle import OPENING, WANTED, Answer, ask, ask_without, find_needle, line_starts  # noqa: E402
 from graphlossy.llm.kv._speed import measure_speed  # noqa: E402
 from graphlossy.llm.kv.schemes import CacheScheme  # noqa: E402
+from graphlossy.llm.kv.scorers import Knorm  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = CacheScheme("plain")
@@ -110,3 +111,17 @@ def test_speed() -> None:
     assert plain.prefill_seconds > 0 and plain.tokens_per_second > 0
     if plain.peak_measured_as:
         assert plain.peak_bytes > plain.beyond_bytes >= 0
+
+
+def test_a_question_is_no_part_of_the_prompt() -> None:
+    class Counting(Knorm):
+        asked = 0
+
+        def scores(self, view: Any) -> torch.Tensor:
+            Counting.asked += 1
+            return super().scores(view)
+
+    model, ids = model_of("llama"), prompt(1, 90)[0]
+    scheme = CacheScheme("own", Counting(), {"heavy": 20, "recent": 5, "prompt_only": True})
+    answers = list(ask(model, ids, [find_needle(ids, range(10, 90, 5), 0.5)], scheme))
+    assert len(answers) == 1 and Counting.asked == 2  # layers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
-from kv_models import FAMILIES, SIZES, close, generate, model_of, prompt, small  # noqa: E402
+from kv_models import FAMILIES, HYBRID, SIZES, close, generate, model_of, prompt, small  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
 from graphlossy.llm import EvictionCache, H2OCache, KIVICache, plan_cache  # noqa: E402
@@ -63,19 +63,9 @@ def storages(cache: Any) -> int:
     return sum(found.values())
 
 
-HYBRID = transformers.Qwen3NextConfig(
-    **SIZES, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
-    linear_value_head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16,
-    shared_expert_intermediate_size=16, layer_types=["linear_attention", "full_attention"],
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "hybrid"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", HYBRID])
 def test_bytes_are_those_of_all_storages(family: str) -> None:
-    if family == "hybrid":
-        model = transformers.AutoModelForCausalLM.from_config(HYBRID).eval()
-    else:
-        model = model_of(family)
+    model = model_of(family)
     cache = small(model.config, 4)
     for count in (500, 1, 1, 7):  # after the prompt a sliding window is a view of all of it, in transformers
         read(model, cache, prompt(2, count))
@@ -83,6 +73,56 @@ def test_bytes_are_those_of_all_storages(family: str) -> None:
     assert all(sum(kinds.values()) > 0 for kinds in cache.bytes_by_layer())
     if family.startswith("gemma"):
         assert cache.bytes_by_layer()[0]["plain"] <= 1.25 * 2 * 2 * 2 * 31 * 16 * 4  # not the 500 tokens
+
+
+@pytest.mark.parametrize("kind", ["kivi", "h2o"])
+def test_rows_of_a_model_with_states_are_taken(kind: str) -> None:
+    model, ids = model_of(HYBRID), prompt(3, 40)
+    if kind == "h2o":
+        model.set_attn_implementation("graphlossy")
+
+    def cache() -> Any:
+        return small(model.config) if kind == "kivi" else H2OCache(model.config, 20, 8)
+
+    held, rows = cache(), torch.tensor([2, 0, 0])
+    read(model, held, ids)
+    held.batch_repeat_interleave(2)
+    held.batch_select_indices(torch.tensor([True, False] * 3))
+    held.batch_select_indices(rows)
+    again = cache()
+    read(model, again, ids[rows])
+    following = prompt(3, 50)[rows][:, 40:]
+    for name in ("conv_states", "recurrent_states"):
+        found, wanted = (getattr(layer, name)[0] for layer in (held.layers[0], again.layers[0]))
+        assert torch.allclose(found, wanted, atol=1e-5)
+    assert torch.allclose(read(model, held, following), read(model, again, following), atol=1e-3)
+
+
+def test_a_cache_is_rolled_back_whole_or_not_at_all() -> None:
+    model, ids = model_of(HYBRID), prompt(1, 60)
+    cache = small(model.config)
+    cache.activate_past_recording()  # of the convolution alone
+    read(model, cache, ids)
+    with pytest.raises(ValueError, match=r"layer 0 \(LinearAttentionLayer\) cannot be rolled back by 5 tokens"):
+        cache.crop(-5)
+    assert cache.get_seq_length() == 60
+    cache.crop(0)
+    model = model_of("gemma3")  # whose first layer is a window of 24
+    cache = small(model.config)
+    read(model, cache, ids[:, :20])
+    with pytest.raises(ValueError, match="0 to -20, got -21"):
+        cache.crop(-21)
+    cache.crop(-5)
+    read(model, cache, ids[:, 15:])
+    with pytest.raises(ValueError, match=r"layer 0 \(DynamicSlidingWindowLayer\) cannot be rolled back by 5 tokens"):
+        cache.crop(-5)
+    assert [layer.get_seq_length() for layer in cache.layers] == [60, 60]
+    cache.activate_past_recording()
+    read(model, cache, ids[:, :8])
+    cache.crop(-5)
+    assert [layer.get_seq_length() for layer in cache.layers] == [63, 63]
+    with pytest.raises(ValueError, match="cannot be rolled back by 5 tokens"):
+        cache.crop(-5)  # what it recorded went with the first rollback
 
 
 def test_a_model_of_more_layers_is_refused() -> None:

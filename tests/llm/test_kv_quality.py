@@ -81,6 +81,14 @@ def test_quality_against_the_whole_text_at_once() -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_what_is_scored_is_no_part_of_the_prompt() -> None:
+    model, ids = model_of("llama"), prompt(1, 60)
+    scheme = CacheScheme("few", scorers.SnapKV(4, 3), {"heavy": 4, "recent": 5})
+    (_, one), (_, many) = (compare_caches(model, ids, [scheme], 30, step) for step in (1, 7))
+    assert one.nbytes == many.nbytes == 2 * 2 * 2 * 16 * (9 + 29) * 4
+    assert many.nll == pytest.approx(one.nll, rel=1e-4)
+
+
 def test_steps_of_another_size_score_the_same_words() -> None:
     model, ids = model_of("gpt2"), prompt(1, 60)
     scheme = CacheScheme("4", packing={"bits": 4, **SMALL})
