@@ -373,3 +373,21 @@ def test_limits_and_what_counts_as_no_memory() -> None:
     assert (
         one_line(ValueError("first\nsecond")) == "ValueError: first" and one_line(KeyError()) == "KeyError: no message"
     )
+
+
+def test_workers_ask_for_large_pages_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphlossy.outliers.runner import process
+
+    asked: list[str] = []
+
+    def popen(*arguments: object, env: dict[str, str], **options: object) -> None:
+        asked.append(env["THP_MEM_ALLOC_ENABLE"])
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(process.subprocess, "Popen", popen)
+    for mine in (None, "0"):
+        if mine is not None:
+            monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", mine)
+        with pytest.raises(BenchmarkError, match="no more processes"):
+            process.Worker({"threads": 1, "limits": Limits(), "root": None, "seed": 0})
+    assert asked == ["1", "0"]

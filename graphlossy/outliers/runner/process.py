@@ -24,6 +24,9 @@ __all__ = ["Worker"]
 # A program of its own rather than multiprocessing's: the script that asks for a benchmark is not run a second time.
 _PROGRAM = "import sys; from graphlossy.outliers.runner.worker import main; main(int(sys.argv[1]))"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+# torch then asks Linux for large pages. Without them a tensor of more than 32 MiB costs more to get than to compute: an
+# epoch of an autoencoder on 300,000 nodes takes twice as long.
+_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
 class Worker:
@@ -56,11 +59,12 @@ class Worker:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
+                env={**_PAGES, **os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
                 start_new_session=True,  # Ctrl-C is for the owner, who ends it
             )
         except OSError as error:
             ours.close()
+            self._log.close()
             raise BenchmarkError(f"cannot start a worker process: {error.strerror or error}") from None
         finally:
             theirs.close()
